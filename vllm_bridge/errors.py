@@ -1,0 +1,387 @@
+"""Every error of the bridge, and the two ways between an error and its wire form.
+
+BridgeError
+├── APIConnectionError          no reply: refused, reset, unresolved (also ConnectionError)
+│   └── APITimeoutError         no reply in time (also TimeoutError)
+├── APIStatusError              the server answered with an error
+│   ├── BadRequestError         400
+│   ├── AuthenticationError     401
+│   ├── PermissionDeniedError   403
+│   ├── NotFoundError           404
+│   ├── UnprocessableEntityError 422
+│   ├── RateLimitError          429
+│   └── InternalServerError     500 and above
+├── ResponseDecodeError         the server answered something that is not its API (also ValueError)
+├── IncompleteStreamError       a stream stopped before its end; ``partial`` keeps what arrived
+├── RequestCancelledError       the call was cancelled from another thread
+├── ConfigError                 a setting is wrong (also ValueError)
+└── UnsupportedOperationError   vLLM cannot do this (also NotImplementedError)
+"""
+
+import json
+import re
+from typing import Any, Dict, Optional, Tuple, Type
+
+__all__ = [
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BridgeError",
+    "ConfigError",
+    "IncompleteStreamError",
+    "InternalServerError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "RequestCancelledError",
+    "ResponseDecodeError",
+    "UnprocessableEntityError",
+    "UnsupportedOperationError",
+]
+
+_BODY_SHOWN = 500  # characters of an unreadable body that a message quotes
+
+
+class BridgeError(Exception):
+    """Base of all errors of vllm_bridge.
+
+    ``message``, ``type``, ``code`` and ``param`` are the server's own where it sent them.
+    ``status_code`` is the HTTP status, or the one an error inside a 200 body stood for;
+    ``payload`` is the decoded error body; ``url`` is where the request went, without credentials.
+    """
+
+    default_type: Optional[str] = None
+    default_code: Any = None
+    default_status: Optional[int] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        type: Optional[str] = None,
+        code: Any = None,
+        param: Optional[str] = None,
+        status_code: Optional[int] = None,
+        request_id: Optional[str] = None,
+        payload: Any = None,
+        url: Optional[str] = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.type = self.default_type if type is None else type
+        self.code = self.default_code if code is None else code
+        self.param = param
+        self.status_code = self.default_status if status_code is None else status_code
+        self.request_id = request_id
+        self.payload = payload
+        self.url = url
+
+    def __str__(self) -> str:
+        if self.url is None:
+            return self.message
+        status = "" if self.status_code is None else "%d from " % self.status_code
+        return "%s [%s%s]" % (self.message, status, self.url)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        # Exception's own way would call the class with the message alone and lose the keywords.
+        return _restore, (self.__class__, self.args, self.__dict__.copy())
+
+
+def _restore(cls: Type[BridgeError], args: Tuple[Any, ...], state: Dict[str, Any]) -> BridgeError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class APIConnectionError(BridgeError, ConnectionError):
+    """The server could not be reached, or hung up without an answer."""
+
+    default_type = "provider_connection_failed"
+
+
+class APITimeoutError(APIConnectionError, TimeoutError):
+    """A time limit passed; the message says which one and how to raise it."""
+
+    default_type = "request_timed_out"
+
+
+class APIStatusError(BridgeError):
+    """The server answered with an error; ``status_code`` says which."""
+
+
+class BadRequestError(APIStatusError):
+    """400: the server, or the bridge before it, refused the request."""
+
+    default_type = "BadRequestError"
+    default_status = 400
+
+
+class AuthenticationError(APIStatusError):
+    """401: the API key is missing or wrong."""
+
+    default_status = 401
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the API key may not do this."""
+
+    default_status = 403
+
+
+class NotFoundError(APIStatusError):
+    """404: no such model, or no such route on this server."""
+
+    default_status = 404
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: the request was read but makes no sense to the server."""
+
+    default_status = 422
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests."""
+
+    default_status = 429
+
+
+class InternalServerError(APIStatusError):
+    """500 and above: the server failed."""
+
+    default_status = 500
+
+
+class ResponseDecodeError(BridgeError, ValueError):
+    """The answer is not what the API promises: not JSON, the wrong type, a field missing."""
+
+
+class IncompleteStreamError(BridgeError):
+    """A stream stopped without ``[DONE]`` or a finish reason.
+
+    ``partial`` is what had arrived, folded into the shape of the complete reply.
+    """
+
+    default_type = "provider_connection_failed"
+    partial: Any = None
+
+    def __init__(self, message: str, *, partial: Any = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.partial = partial
+
+
+class RequestCancelledError(BridgeError):
+    """The call was cancelled from another thread, and its connection closed."""
+
+    default_type = "request_cancelled"
+
+
+class ConfigError(BridgeError, ValueError):
+    """A setting is wrong; the message starts with its path."""
+
+    default_type = "config_error"
+
+
+class UnsupportedOperationError(BridgeError, NotImplementedError):
+    """vLLM does not offer this operation; no request was made."""
+
+    default_type = "unsupported_operation"
+    default_code = "unsupported_operation"
+
+
+_BY_STATUS: Dict[int, Type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+}
+
+# What to say when the server said nothing (SPEC §3).
+_SILENT: Dict[int, str] = {
+    401: "authentication failed: unauthorized (401) - check your API key",
+    403: "access forbidden (403) - your API key may not have permission for this operation",
+    404: "resource not found (404)",
+    429: "rate limit exceeded (429)",
+}
+
+
+def class_for_status(status: int) -> Type[APIStatusError]:
+    """Return the error class that stands for an HTTP status of 400 to 599."""
+    if status >= 500:
+        return InternalServerError
+    return _BY_STATUS.get(status, APIStatusError)
+
+
+# ---------------------------------------------------------------- payload → error
+
+
+def error_from_payload(payload: Any, status: int = 200, **fields: Any) -> APIStatusError:
+    """Turn any decoded error body into an error (WIRE.md §3 lists the shapes vLLM sends).
+
+    `status` is the HTTP status. Below 400 the status comes from the numeric code in the body, else
+    500. `fields` (``request_id``, ``url``) are set on the error.
+    """
+    inner = _inner(payload)
+    message = _message(payload, inner)
+    code = inner.get("code")
+    if status < 400:
+        status = _status_of_code(code) or 500
+    if message is None:
+        message = _SILENT.get(status) or "provider API error (status %d)" % status
+    return class_for_status(status)(
+        message,
+        type=_text(inner.get("type")),
+        code=code,
+        param=_text(inner.get("param")),
+        status_code=status,
+        payload=payload,
+        **fields,
+    )
+
+
+def payload_error(payload: Any, **fields: Any) -> Optional[APIStatusError]:
+    """Return the error that a payload under a success status stands for, or ``None``.
+
+    A Responses object keeps its own ``error`` field: it is a reply that tells of a failure.
+    """
+    if type(payload) is not dict and not isinstance(payload, dict):
+        return None
+    error = payload.get("error")
+    if error:
+        if payload.get("object") == "response":
+            return None
+        if isinstance(error, str) or (isinstance(error, dict) and (error.get("message") or error.get("code"))):
+            return error_from_payload(payload, **fields)
+    elif payload.get("object") == "error" or (len(payload) == 1 and "detail" in payload):
+        return error_from_payload(payload, **fields)
+    return None
+
+
+def error_from_body(status: int, content_type: str, body: bytes, **fields: Any) -> APIStatusError:
+    """Turn the body of an error reply, whatever it is, into an error.
+
+    JSON in any of vLLM's shapes, an HTML page of a proxy in between, plain text, nothing at all.
+    """
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        payload = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        payload = text
+    if isinstance(payload, dict) or (isinstance(payload, list) and payload):
+        return error_from_payload(payload, status, **fields)
+    if not text:
+        message = _SILENT.get(status)
+        if message is None and status >= 500:
+            message = "provider server error (%d)" % status
+        if message is None:
+            message = "empty response received from provider (HTTP %d)" % status
+    elif is_html(content_type, text):
+        message = "HTML response received from provider" + _title(text)
+    else:
+        message = "provider API error: %s" % _shorten(text)
+    return class_for_status(status)(message, status_code=status, payload=text or None, **fields)
+
+
+def is_html(content_type: str, text: str) -> bool:
+    """Tell whether a body is an HTML page, by its type or its first tag."""
+    if content_type.lower().startswith("text/html"):
+        return True
+    return re.match(r"\s*<(!doctype html|html|head|body)\b", text, re.IGNORECASE) is not None
+
+
+def _inner(payload: Any) -> Dict[str, Any]:
+    if not isinstance(payload, dict):
+        return {}
+    error = payload.get("error")
+    if isinstance(error, dict):
+        return error
+    if isinstance(error, str):
+        return {key: payload[key] for key in ("type", "code", "param") if key in payload}
+    return payload
+
+
+def _message(payload: Any, inner: Dict[str, Any]) -> Optional[str]:
+    outer = payload if isinstance(payload, dict) else {}
+    for value in (inner.get("message"), outer.get("error"), outer.get("message"), outer.get("detail")):
+        if isinstance(value, str) and value.strip():
+            return value
+        if isinstance(value, list) and value:  # FastAPI's own validation errors
+            return "; ".join(_detail(item) for item in value)
+    if isinstance(payload, list):
+        return "provider API error: %s" % _shorten(json.dumps(payload))
+    return None
+
+
+def _detail(item: Any) -> str:
+    if isinstance(item, dict) and isinstance(item.get("msg"), str):
+        where = ".".join(str(part) for part in item.get("loc") or ())
+        return "%s: %s" % (where, item["msg"]) if where else str(item["msg"])
+    return _shorten(json.dumps(item))
+
+
+def _status_of_code(code: Any) -> Optional[int]:
+    try:
+        number = int(code)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 400 <= number <= 599 else None
+
+
+def _text(value: Any) -> Optional[str]:
+    return value if isinstance(value, str) else None
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _BODY_SHOWN else text[:_BODY_SHOWN] + "…"
+
+
+def _title(text: str) -> str:
+    match = re.search(r"<title[^>]*>(.{1,200}?)</title>", text[:20000], re.IGNORECASE | re.DOTALL)
+    return ": " + " ".join(match.group(1).split()) if match else ""
+
+
+# ---------------------------------------------------------------- error → payload
+
+
+def error_to_payload(error: BridgeError) -> Dict[str, Any]:
+    """Return the error in OpenAI's wire form, ``{"error": {message, type, param, code}}``.
+
+    The server's own words are kept; the URL it lives at is not among them.
+    """
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type or _TYPES.get(http_status(error), "api_error"),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def http_status(error: BridgeError) -> int:
+    """Return the HTTP status with which a gateway answers for this error."""
+    if error.status_code is not None and 400 <= error.status_code <= 599:
+        return error.status_code
+    if isinstance(error, APITimeoutError):
+        return 504
+    if isinstance(error, (APIConnectionError, IncompleteStreamError)):
+        return 502
+    if isinstance(error, RequestCancelledError):
+        return 499
+    if isinstance(error, UnsupportedOperationError):
+        return 400
+    return 500
+
+
+_TYPES: Dict[int, str] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
