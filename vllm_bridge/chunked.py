@@ -1,0 +1,130 @@
+"""Chunked bodies (RFC 9112 §7.1), taken apart strictly however the bytes are cut; no sockets.
+
+The gateway's server reads request bodies with it, the adapter response bodies.
+"""
+
+import re
+from typing import List, Tuple
+
+from .http1 import Fields, ProtocolError, checked_fields
+
+__all__ = ["ChunkError", "ChunkedDecoder"]
+
+MAX_EXTENSION = 256  # bytes of extensions on one chunk
+MAX_EXTENSIONS = 4 * 1024  # bytes of extensions in one body
+MAX_TRAILER = 8 * 1024  # bytes of trailer lines
+
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})([\t ]*;[\t -~\x80-\xff]*)?\r\n")
+_CHUNK_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[\t ]*(?:;[\t -~\x80-\xff]*)?)?\r?")
+_SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
+_BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
+
+
+class ChunkError(ProtocolError):
+    """The framing of a chunked body is broken."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+
+    def __reduce__(self) -> Tuple[object, ...]:
+        return ChunkError, (self.message,)
+
+
+class ChunkedDecoder:
+    """Take the chunks of a body apart, however the bytes are cut.
+
+    Feed it until ``finished``; ``rest`` is then what came after the body. ``trailers`` are the trailer
+    lines, read strictly and never mixed with the headers. A body that stops before ``finished`` is cut.
+    """
+
+    __slots__ = ("finished", "rest", "trailers", "_state", "_left", "_pending", "_extensions")
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.rest = b""
+        self.trailers: Fields = []
+        self._state = _SIZE
+        self._left = 0
+        self._pending = b""
+        self._extensions = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the body bytes that `data` completes; raises ChunkError."""
+        if self._state == _DATA and len(data) < self._left:
+            self._left -= len(data)
+            return data
+        if self._state == _DONE:
+            self.rest += data
+            return b""
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        pieces: List[bytes] = []
+        pos = 0
+        while True:
+            if self._state == _DATA:
+                piece = data[pos:pos + self._left]
+                pieces.append(piece)
+                pos += len(piece)
+                self._left -= len(piece)
+                if self._left:
+                    break
+                self._state = _DATA_END
+            after = self._framing(data, pos)
+            if after < 0:
+                self._pending = data[pos:]
+                break
+            pos = after
+            if self._state == _DONE:
+                self.finished = True
+                self.rest = data[pos:]
+                break
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _framing(self, data: bytes, pos: int) -> int:
+        """Read one piece of framing at `pos`; return where it ends, -1 while it is incomplete."""
+        if self._state == _DATA_END:
+            end = data[pos:pos + 2]
+            if end == b"\r\n":
+                self._state = _SIZE
+                pos += 2
+            elif b"\r\n".startswith(end):
+                return -1
+            else:
+                raise ChunkError("a chunk is longer than its size says")
+        if self._state == _SIZE:
+            return self._size_line(data, pos)
+        return self._trailer(data, pos)
+
+    def _size_line(self, data: bytes, pos: int) -> int:
+        match = _CHUNK_LINE.match(data, pos)
+        if match is None:
+            line = data[pos:pos + MAX_EXTENSION + 20]
+            if line and (len(data) - pos >= MAX_EXTENSION + 20 or _CHUNK_LINE_START.fullmatch(line) is None):
+                raise ChunkError("a chunk does not start with its size in hexadecimal digits")
+            return -1
+        if match.group(2):
+            self._extensions += len(match.group(2))
+            if len(match.group(2)) > MAX_EXTENSION or self._extensions > MAX_EXTENSIONS:
+                raise ChunkError("the chunk extensions are too long")
+        self._left = int(match.group(1), 16)
+        self._state = _DATA if self._left else _TRAILER
+        return match.end()
+
+    def _trailer(self, data: bytes, pos: int) -> int:
+        if data.startswith(b"\r\n", pos):
+            self._state = _DONE
+            return pos + 2
+        end = data.find(b"\r\n\r\n", pos, pos + MAX_TRAILER)
+        if end < 0:
+            if len(data) - pos >= MAX_TRAILER:
+                raise ChunkError("the trailer is longer than %d bytes" % MAX_TRAILER)
+            if _BARE_LF.search(data, pos) is not None:
+                raise ChunkError("a line of the trailer does not end in CRLF")
+            return -1
+        try:
+            self.trailers = checked_fields(data[pos:end + 2].decode("latin-1"))
+        except ValueError:
+            raise ChunkError("the trailer is malformed") from None
+        self._state = _DONE
+        return end + 4

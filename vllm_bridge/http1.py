@@ -1,0 +1,346 @@
+"""HTTP/1.1 heads, read strictly by RFC 9112 and quickly; no sockets.
+
+Both sides share it: the gateway's server reads requests, the adapter reads responses. What is
+ambiguous is refused, not repaired: a message that two readers could frame differently is how requests
+are smuggled past one of them. Chunked bodies are taken apart in chunked.py.
+"""
+
+import re
+from typing import Dict, List, Optional, Pattern, Tuple, Union
+
+__all__ = [
+    "HeadError",
+    "ProtocolError",
+    "RequestHead",
+    "ResponseHead",
+    "field_block",
+    "find_head_end",
+    "parse_request_head",
+    "parse_response_head",
+]
+
+MAX_LINE = 8 * 1024  # bytes of a request or status line
+MAX_HEAD = 64 * 1024  # bytes of a whole head
+MAX_FIELDS = 100  # header lines
+
+Buffer = Union[bytes, bytearray]
+Fields = List[Tuple[str, str]]
+
+
+class ProtocolError(ValueError):
+    """The bytes are not HTTP/1.1 as RFC 9112 has it; the connection cannot be read any further.
+
+    ``status`` is what a server answers; ``message`` never quotes a header value.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class HeadError(ProtocolError):
+    """The head of a request or response cannot be accepted."""
+
+
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+# A field line's parts share no character with what follows them, so a failed match backs off once
+# over the text: the time is linear in the length whatever the input.
+_BLOCK = r"((?:%s:[\t -~\x80-\xff]*\r\n)*)\r\n" % _TOKEN
+_REQUEST = re.compile(r"(%s) ([!\"$-~]+) HTTP/1\.([01])\r\n%s" % (_TOKEN, _BLOCK))
+_RESPONSE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t -~\x80-\xff]*))?\r\n%s" % _BLOCK)
+
+_NAME = re.compile(_TOKEN)
+_FIELD_LINE = re.compile(r"%s:[\t -~\x80-\xff]*" % _TOKEN)
+_FIELD_LINES = re.compile(r"(?:%s:[\t -~\x80-\xff]*\r\n)*" % _TOKEN)
+_REQUEST_LINE = re.compile(r"%s [!\"$-~]+ HTTP/1\.[01]" % _TOKEN)
+_STATUS_LINE = re.compile(r"HTTP/1\.[01] [1-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
+_OTHER_VERSION = re.compile(r"(?:%s [!-~]+ )?HTTP/[0-9](?:\.[0-9])?(?: .*)?" % _TOKEN)
+_REQUEST_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [!\"$-~]*(?: [HTP/0-9.]{0,8}\r?)?)?")
+_STATUS_START = re.compile(rb"H(?:T(?:T(?:P(?:/[\t -~\x80-\xff]*\r?)?)?)?)?")
+_BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
+_ABSOLUTE = re.compile(r"https?://([^/?@]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
+_HOST = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_DIGITS = re.compile(r"[0-9]{1,18}")
+_SINGLE = frozenset(("content-length", "host", "transfer-encoding"))
+
+
+class _Head:
+    """What requests and responses have in common.
+
+    ``headers`` are (lower-case name, value) pairs as they came, latin-1; ``fields`` maps each name to
+    its value, a repeated one joined with commas. ``content_length`` is what the head declares.
+    ``body_length`` is the number of body bytes that follow, ``None`` where the body ends otherwise: by
+    its last chunk if ``chunked``, else (a response only) with the connection.
+    """
+
+    __slots__ = (
+        "version", "headers", "fields", "keep_alive", "content_length", "chunked", "body_length",
+    )
+
+    def __init__(self, minor: str, block: str) -> None:
+        self.version = "HTTP/1.1" if minor == "1" else "HTTP/1.0"
+        self.headers = split_fields(block)
+        fields = dict(self.headers)
+        if len(fields) != len(self.headers):
+            fields = _joined(self.headers)
+        self.fields: Dict[str, str] = fields
+        connection = fields.get("connection")
+        if connection is None or connection == "keep-alive":
+            self.keep_alive = minor == "1" or connection is not None
+        else:
+            tokens = [token.strip(" \t") for token in connection.lower().split(",")]
+            self.keep_alive = "close" not in tokens and (minor == "1" or "keep-alive" in tokens)
+        self.content_length = _content_length(fields)
+        self.chunked = "transfer-encoding" in fields
+        if self.chunked:
+            self._check_coding(fields["transfer-encoding"].lower())
+        self.body_length: Optional[int] = None if self.chunked else self.content_length
+
+    def get(self, name: str) -> Optional[str]:
+        """Return the value of a header by its lower-case name; repeated lines joined with commas."""
+        return self.fields.get(name)
+
+    def _check_coding(self, coding: str) -> None:
+        if self.content_length is not None:
+            raise HeadError(400, "both Content-Length and Transfer-Encoding; send one of them")
+        if self.version == "HTTP/1.0":
+            raise HeadError(400, "Transfer-Encoding in an HTTP/1.0 message")
+        if coding != "chunked":
+            known = re.fullmatch(r"(?:(?:x-)?(?:gzip|compress)|deflate)[\t ]*,[\t ]*chunked", coding)
+            raise HeadError(501 if known else 400, "the only Transfer-Encoding accepted is chunked")
+
+
+class RequestHead(_Head):
+    """The head of a request: ``target`` is a path with its query, or ``*``.
+
+    ``host`` is the authority of an absolute target, else the Host header (``None`` in HTTP/1.0 only).
+    """
+
+    __slots__ = ("method", "target", "host", "expect_continue")
+
+    def __init__(self, method: str, target: str, minor: str, block: str) -> None:
+        super().__init__(minor, block)
+        self.method = method
+        self.host = self.fields.get("host")
+        if self.host is None:
+            if minor == "1":
+                raise HeadError(400, "no Host header")
+        elif _HOST.fullmatch(self.host) is None:
+            raise HeadError(400, "the Host header is not a host and port")
+        self.target = target if target[0] == "/" else self._other_target(target)
+        if self.body_length is None and not self.chunked:
+            self.body_length = 0
+        self.expect_continue = False
+        if "expect" in self.fields:
+            self._check_expect(self.fields["expect"])
+
+    def _other_target(self, target: str) -> str:
+        if target == "*" and self.method == "OPTIONS":
+            return target
+        if self.method == "CONNECT":
+            raise HeadError(501, "CONNECT is not offered; this is no proxy")
+        match = _ABSOLUTE.fullmatch(target)
+        if match is None or not match.group(1) or _HOST.fullmatch(match.group(1)) is None:
+            raise HeadError(400, "the request target is neither a path nor an http:// URL")
+        # RFC 9112 §3.2.2: the target's authority replaces whatever Host says.
+        host, path, query = match.group(1), match.group(2), match.group(3) or ""
+        self.host = self.fields["host"] = host
+        self.headers = [pair for pair in self.headers if pair[0] != "host"]
+        self.headers.append(("host", host))
+        if path is None and not query and self.method == "OPTIONS":
+            return "*"
+        return (path or "/") + query
+
+    def _check_expect(self, value: str) -> None:
+        if value.lower() != "100-continue":
+            raise HeadError(417, "the only Expect accepted is 100-continue")
+        # RFC 9110 §10.1.1: a server ignores it from HTTP/1.0, and it means nothing without a body.
+        self.expect_continue = self.version == "HTTP/1.1" and self.body_length != 0
+
+
+class ResponseHead(_Head):
+    """The head of a response to a request of method `method`; 1xx heads included.
+
+    ``keep_alive`` is false where the body ends with the connection.
+    """
+
+    __slots__ = ("status", "reason")
+
+    def __init__(self, status: int, reason: str, minor: str, block: str, method: str) -> None:
+        super().__init__(minor, block)
+        self.status = status
+        self.reason = reason
+        if status < 200 or status in (204, 304) or method == "HEAD":
+            self.body_length = 0
+            self.chunked = False
+        elif self.body_length is None and not self.chunked:
+            self.keep_alive = False
+
+
+def split_fields(block: str) -> Fields:
+    """Return (lower-case name, value) of each line of a block that has been checked."""
+    parts = [line.partition(":") for line in block.split("\r\n")]
+    del parts[-1]  # what follows the last line's end
+    return [(name.lower(), value.strip(" \t")) for name, _, value in parts]
+
+
+def checked_fields(block: str) -> Fields:
+    """Return (lower-case name, value) of header or trailer lines; raises ValueError."""
+    if _FIELD_LINES.fullmatch(block) is None:
+        raise ValueError("a header name or value has a character that HTTP does not allow")
+    return split_fields(block)
+
+
+def _joined(headers: Fields) -> Dict[str, str]:
+    fields: Dict[str, str] = {}
+    for name, value in headers:
+        if name not in fields:
+            fields[name] = value
+        elif name in _SINGLE:
+            raise HeadError(400, "more than one %s header" % name.title())
+        else:
+            fields[name] += ("; " if name == "cookie" else ", ") + value
+    return fields
+
+
+def _content_length(fields: Dict[str, str]) -> Optional[int]:
+    value = fields.get("content-length")
+    if value is None:
+        return None
+    if _DIGITS.fullmatch(value) is None:
+        raise HeadError(400, "Content-Length is not a number of bytes")
+    return int(value)
+
+
+# ---------------------------------------------------------------- a whole head
+
+
+def parse_request_head(head: Buffer) -> RequestHead:
+    """Read a request head, from its first byte to the end of its blank line.
+
+    Raises HeadError with 400, 414, 417, 431, 501 or 505.
+    """
+    text = head.decode("latin-1")
+    match = _match(_REQUEST, text)
+    if match is None:
+        raise _fault(text, True)
+    return RequestHead(*match)
+
+
+def parse_response_head(head: Buffer, method: str) -> ResponseHead:
+    """Read the head of the response to a request of `method`; raises HeadError."""
+    text = head.decode("latin-1")
+    match = _match(_RESPONSE, text)
+    if match is None:
+        raise _fault(text, False)
+    minor, status, reason, block = match
+    return ResponseHead(int(status), reason or "", minor, block, method)
+
+
+def field_block(headers: Fields) -> str:
+    """Write header lines; raises ValueError where one would not be read back as it is."""
+    block = "".join(["%s: %s\r\n" % pair for pair in headers])
+    if block.count("\n") != len(headers) or _FIELD_LINES.fullmatch(block) is None:
+        raise ValueError("a header name or value has a character that HTTP does not allow")
+    return block
+
+
+def _match(pattern: Pattern[str], text: str) -> Optional[Tuple[str, str, str, str]]:
+    if len(text) > MAX_HEAD:
+        return None
+    match = pattern.fullmatch(text)
+    if match is None:
+        return None
+    parts = match.groups()
+    if len(parts[3]) > 2 * MAX_FIELDS and parts[3].count("\n") > MAX_FIELDS:
+        return None
+    if match.start(4) > MAX_LINE + 2:
+        return None
+    return parts  # type: ignore[return-value]
+
+
+def find_head_end(buffer: Buffer, seen: int = 0, request: bool = True) -> int:
+    """Return the offset after a head's blank line, or -1 while it has not arrived.
+
+    `seen` bytes of the buffer were there in an earlier call. Raises HeadError as soon as what has arrived
+    cannot become a head, so that nobody waits for the rest.
+    """
+    end = buffer.find(b"\r\n\r\n", max(0, seen - 3))
+    if end >= 0:
+        return end + 4
+    line_end = buffer.find(b"\n", 0, MAX_LINE + 2)
+    if line_end < 0:
+        if len(buffer) > MAX_LINE:
+            raise _long_line(request)
+        start = _REQUEST_START if request else _STATUS_START
+        if buffer and start.fullmatch(buffer) is None:
+            raise HeadError(400, "these bytes are not HTTP/1.1")
+        return -1
+    if _BARE_LF.search(buffer, max(0, seen - 1)) is not None:
+        raise HeadError(400, "a line of the head does not end in CRLF")
+    if seen <= line_end:
+        line = buffer[:line_end - 1].decode("latin-1")
+        fault = _line_fault(line, request)
+        if fault is not None:
+            raise fault
+    if len(buffer) > MAX_HEAD:
+        raise HeadError(431, "the head is longer than %d bytes" % MAX_HEAD)
+    return -1
+
+
+# ---------------------------------------------------------------- what was wrong with it
+
+
+def _fault(text: str, request: bool) -> HeadError:
+    """Say why a head did not match; slow, and only for heads that are refused."""
+    lines = text.split("\r\n")
+    if len(lines[0]) > MAX_LINE:
+        return _long_line(request)
+    if len(text) > MAX_HEAD:
+        return HeadError(431, "the head is longer than %d bytes" % MAX_HEAD)
+    fault = _line_fault(lines[0], request)
+    if fault is not None:
+        return fault
+    for line in lines[1:-2]:
+        if _FIELD_LINE.fullmatch(line) is None:
+            return HeadError(400, _field_fault(line))
+    if len(lines) - 3 > MAX_FIELDS:
+        return HeadError(431, "more than %d header lines" % MAX_FIELDS)
+    return HeadError(400, "the head does not end at its blank line")
+
+
+def _line_fault(line: str, request: bool) -> Optional[HeadError]:
+    if len(line) > MAX_LINE:
+        return _long_line(request)
+    if (_REQUEST_LINE if request else _STATUS_LINE).fullmatch(line) is not None:
+        return None
+    if _OTHER_VERSION.fullmatch(line) is not None and not re.search(r"HTTP/1\.[01](?: |$)", line):
+        return HeadError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    return HeadError(400, "the %s line is malformed" % ("request" if request else "status"))
+
+
+def _long_line(request: bool) -> HeadError:
+    if request:
+        return HeadError(414, "the request line is longer than %d bytes" % MAX_LINE)
+    return HeadError(431, "the status line is longer than %d bytes" % MAX_LINE)
+
+
+def _field_fault(line: str) -> str:
+    if not line:
+        return "the head does not end at its blank line"
+    if line[0] in " \t":
+        return "a header is folded over several lines"
+    if "\r" in line or "\n" in line:
+        return "a line of the head does not end in CRLF"
+    name, colon, _ = line.partition(":")
+    if not colon:
+        return "a header line has no colon"
+    if name.rstrip(" \t") != name:
+        return "white space before the colon of a header"
+    if _NAME.fullmatch(name) is None:
+        return "a header name is empty or has a character that is not allowed"
+    return "a header value has a control character"
