@@ -1,0 +1,1 @@
+"""The gateway: one local OpenAI-compatible address in front of vLLM servers."""

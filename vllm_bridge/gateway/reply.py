@@ -1,0 +1,171 @@
+"""One WSGI reply, framed as HTTP/1.1."""
+
+import logging
+import re
+from typing import Any, Callable, Iterable, List, Optional, Tuple
+
+from ..http1 import RequestHead, field_block
+
+__all__ = ["Reply"]
+
+logger = logging.getLogger("vllm_bridge.gateway")
+
+_STATUS = re.compile(r"[2-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
+_DIGITS = re.compile(r"[0-9]{1,18}")
+# The connection is the server's: an application that names these fields is not heard, but for "close".
+_HOP_BY_HOP = frozenset((
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
+    "te", "trailer", "transfer-encoding", "upgrade",
+))
+Headers = List[Tuple[str, str]]
+
+
+class Reply:
+    """Frame what an application answers: by length where it is known, else in chunks.
+
+    `send` writes its parts to the client in one go. ``close`` says that the connection ends with this
+    reply, ``sent`` that its head has left.
+    """
+
+    __slots__ = (
+        "close", "sent", "status", "_send", "_date", "_head", "_block", "_length", "_left", "_chunked", "_silent",
+        "_before_head",
+    )
+
+    def __init__(
+        self,
+        head: RequestHead,
+        send: Callable[[Tuple[bytes, ...]], None],
+        date: Callable[[], str],
+        before_head: Callable[["Reply"], None],
+    ) -> None:
+        self.close = not head.keep_alive
+        self.sent = False
+        self.status = ""
+        self._head = head
+        self._send = send
+        self._date = date
+        self._before_head = before_head
+        self._block = ""
+        self._length: Optional[int] = None  # as the application declared it
+        self._left = 0  # bytes still missing to it
+        self._chunked = False
+        self._silent = False  # no body may follow
+
+    # ------------------------------------------------------------ what the application calls
+
+    def start_response(self, status: str, headers: Headers, exc_info: Any = None) -> Callable[[bytes], None]:
+        """Take the status and headers (PEP 3333); raises ValueError for those that HTTP does not allow."""
+        if exc_info is not None:
+            try:
+                if self.sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # no circle through this frame
+        elif self.status:
+            raise RuntimeError("start_response was called twice without exc_info")
+        if _STATUS.fullmatch(status) is None:
+            raise ValueError("the status is not three digits from 200 and a phrase")
+        fields = {name.lower(): value for name, value in headers}
+        length = fields.get("content-length")
+        if not _HOP_BY_HOP.isdisjoint(fields) or (status[:3] == "204" and length is not None):
+            if "close" in fields.get("connection", "").lower():
+                self.close = True
+            headers = [
+                pair for pair in headers if pair[0].lower() not in _HOP_BY_HOP
+                and (status[:3] != "204" or pair[0].lower() != "content-length")
+            ]
+        self._block = field_block(headers)
+        if "date" not in fields:
+            self._block += self._date()
+        self._length = None
+        if length is not None and status[:3] != "204":
+            if _DIGITS.fullmatch(length) is None:
+                raise ValueError("the Content-Length is not a number of bytes")
+            self._length = self._left = int(length)
+        self.status = status
+        self._silent = self._head.method == "HEAD" or status[:3] in ("204", "304")
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """Send one piece of the body; the head goes with the first."""
+        if not data:
+            return
+        parts: Tuple[bytes, ...]
+        head = b"" if self.sent else self._head_bytes(None)
+        if self._silent:
+            parts = (head,)
+        elif self._chunked:
+            parts = (b"%b%x\r\n" % (head, len(data)), data, b"\r\n")
+        else:
+            if self._length is not None:
+                data = self._counted(data)
+            parts = (head, data) if head else (data,)
+        self._send_parts(parts)
+
+    # ------------------------------------------------------------ what the connection calls
+
+    def send_body(self, body: Iterable[bytes]) -> None:
+        """Send what the application returned, each item at once, and end the reply."""
+        if isinstance(body, (list, tuple)) and not self.sent:
+            self._send_whole(body[0] if len(body) == 1 else b"".join(body))
+            return
+        for item in body:
+            if self._silent and self.status:
+                break  # HEAD: the application has said all that may be sent
+            self.write(item)
+        self.finish()
+
+    def finish(self) -> None:
+        """End the reply."""
+        if not self.sent:
+            self._send_whole(b"")
+        elif self._chunked:
+            self._send((b"0\r\n\r\n",))
+        elif self._length is not None and self._left and not self._silent:
+            logger.error("the application sent %d bytes fewer than its Content-Length", self._left)
+            self.close = True
+
+    def _send_whole(self, data: bytes) -> None:
+        head = self._head_bytes(len(data))
+        if self._length is not None and not self._silent:
+            data = self._counted(data)
+            if self._left:
+                logger.error("the application sent %d bytes fewer than its Content-Length", self._left)
+                self.close = True
+        self._send_parts((head,) if self._silent or not data else (head, data))
+
+    def _send_parts(self, parts: Tuple[bytes, ...]) -> None:
+        self.sent = True
+        self._send(parts)
+
+    def _counted(self, data: bytes) -> bytes:
+        if len(data) > self._left:
+            logger.error("the application sent more bytes than its Content-Length; the rest is cut off")
+            self.close = True
+            data = data[:self._left]
+        self._left -= len(data)
+        return data
+
+    def _head_bytes(self, length: Optional[int]) -> bytes:
+        """Write the head of a body of `length` bytes, ``None`` if that is not known."""
+        if not self.status:
+            raise RuntimeError("the application sent a body before it called start_response")
+        self._before_head(self)
+        framing = ""
+        one_zero = self._head.version == "HTTP/1.0"
+        if self._length is None and self.status[:3] not in ("204", "304"):
+            if length is not None and (length or not self._silent):
+                framing = "Content-Length: %d\r\n" % length
+            elif self._silent:
+                pass  # HEAD: how long the body would be is not known
+            elif one_zero:
+                self.close = True
+            else:
+                framing = "Transfer-Encoding: chunked\r\n"
+                self._chunked = True
+        if self.close:
+            framing += "Connection: close\r\n"
+        elif one_zero:
+            framing += "Connection: keep-alive\r\n"
+        return ("HTTP/1.1 %s\r\n%s%s\r\n" % (self.status, self._block, framing)).encode("latin-1")
