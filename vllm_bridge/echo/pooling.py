@@ -1,0 +1,144 @@
+"""POST /v1/embeddings and /rerank: vectors from a hash, scores from words in common, in vLLM 0.32.0's shapes."""
+
+import base64
+import hashlib
+import math
+import re
+import struct
+from typing import Any, Dict, List
+
+from .directives import Plan
+from .generate import pieces, text_of, usage, whole
+from .refusal import invalid, missing, plain_bad_request, problem, problems_of_documents
+from .reply import Reply
+
+_FORMATS = {"float32": "f", "float16": "e"}
+
+
+def vector(text: str, size: int) -> List[float]:
+    """Return a unit vector of ``size`` float32 values that depends on ``text`` alone.
+
+    >>> vector("a", 2) == vector("a", 2) != vector("b", 2)
+    True
+    """
+    raw: List[float] = []
+    block = 0
+    while len(raw) < size:
+        digest = hashlib.sha256(("%d:%s" % (block, text)).encode("utf-8", "surrogatepass")).digest()
+        raw += [number / 32767.5 - 1.0 for number in struct.unpack("<16H", digest)]
+        block += 1
+    length = math.sqrt(sum(value * value for value in raw[:size])) or 1.0
+    packed = struct.pack("<%df" % size, *[value / length for value in raw[:size]])
+    return list(struct.unpack("<%df" % size, packed))
+
+
+def inputs(body: Dict[str, Any]) -> List[str]:
+    """Return the texts to embed: a text, texts, token ids, lists of them, or one conversation."""
+    given = body.get("input", body.get("messages"))
+    if isinstance(given, list) and given and not isinstance(given[0], int):
+        if isinstance(given[0], dict):
+            return ["\n".join(text_of(message.get("content")) for message in given)]
+        return [" ".join(map(str, item)) if isinstance(item, list) else str(item) for item in given]
+    if isinstance(given, list):
+        return [" ".join(map(str, given))] if given else []
+    return [given] if isinstance(given, str) else []
+
+
+def heard_embedding(body: Dict[str, Any]) -> str:
+    """Return the text that an embedding's directives are read from: the first input."""
+    return (inputs(body) or [""])[0]
+
+
+def embed(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], size: int) -> Reply:
+    """Answer an embedding request with vectors of ``size`` or, as a Matryoshka model does, of fewer ``dimensions``."""
+    given = body.get("input", body.get("messages"))
+    if not isinstance(given, (str, list)):
+        raise invalid(problem("list_type", "body.input", "Input should be a valid list", given),
+                      problem("string_type", "body.input", "Input should be a valid string", given))
+    kind = body.get("encoding_format") or "float"
+    if kind not in ("float", "base64"):
+        raise invalid(problem("literal_error", "body.encoding_format", "Input should be 'float' or 'base64'", kind,
+                              expected="'float' or 'base64'"))
+    texts = inputs(body)
+    if not texts:
+        raise plain_bad_request("You must pass at least one prompt")
+    texts[0] = plan.text if given and plan.text else texts[0]
+    dimensions = whole(body, "dimensions", size) or 0
+    if not 1 <= dimensions <= size:
+        raise plain_bad_request("Model '%s' only supports dimensions in range [1, %d], got %d."
+                                % (identity["model"], size, dimensions))
+    data = [{"index": index, "object": "embedding", "embedding": _encoded(vector(text, dimensions), kind, body)}
+            for index, text in enumerate(texts)]
+    tokens = sum(max(1, len(pieces(text))) for text in texts)
+    return Reply({"id": identity["id"], "object": "list", "created": identity["created"], "model": identity["model"],
+                  "data": data, "usage": usage(tokens, 0)}, tokens=1)
+
+
+def _encoded(values: List[float], kind: str, body: Dict[str, Any]) -> Any:
+    if kind == "float":
+        return values
+    order = ">" if body.get("endianness") == "big" else "<"
+    packing = _FORMATS.get(str(body.get("embed_dtype") or "float32"), "f")
+    return base64.b64encode(struct.pack("%s%d%s" % (order, len(values), packing), *values)).decode("ascii")
+
+
+def heard_rerank(body: Dict[str, Any]) -> str:
+    """Return the text that a rerank's directives are read from: the query."""
+    return str(body.get("query") or "")
+
+
+def score(query: str, document: str) -> float:
+    """Return how many of all the words of both are in both, between 0 and 1.
+
+    >>> score("the cat", "a cat"), score("dog", "a cat")
+    (0.3333333333333333, 0.0)
+    """
+    asked, told = (set(re.findall(r"\w+", text.lower())) for text in (query, document))
+    return len(asked & told) / max(1, len(asked | told))
+
+
+def rerank(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any]) -> Reply:
+    """Answer a rerank: strings only, as vLLM's text rerankers take them."""
+    documents, query = body["documents"], body["query"]
+    documents = [documents] if isinstance(documents, str) else documents
+    _check_rerank(query, documents, body)
+    query = plan.text or query
+    scored = [(score(query, document), index) for index, document in enumerate(documents)]
+    scored.sort(key=lambda pair: (-pair[0], pair[1]))
+    top = whole(body, "top_n", 0) or len(documents)
+    results = [{"index": index, "document": {"text": documents[index], "multi_modal": None}, "relevance_score": value}
+               for value, index in scored[:top]]
+    tokens = sum(max(1, len(pieces(query)) + len(pieces(document))) for document in documents)
+    return Reply({"id": identity["id"], "model": identity["model"],
+                  "usage": {"prompt_tokens": tokens, "total_tokens": tokens}, "results": results}, tokens=1)
+
+
+def _check_rerank(query: Any, documents: Any, body: Dict[str, Any]) -> None:
+    if isinstance(query, list) or query is None:
+        raise invalid(problem("string_type", "body.query", "Input should be a valid string", query),
+                      problem("dict_type", "body.query.ScoreMultiModalParam",
+                              "Input should be a valid dictionary", query))
+    if not isinstance(documents, list):
+        raise invalid(problem("string_type", "body.documents", "Input should be a valid string", documents),
+                      problem("dict_type", "body.documents.ScoreMultiModalParam",
+                              "Input should be a valid dictionary", documents),
+                      problem("list_type", "body.documents", "Input should be a valid list", documents))
+    strange = [item for item in documents if not isinstance(item, str)]
+    if any(not (isinstance(item, dict) and "content" in item) for item in strange):
+        raise invalid(*problems_of_documents(documents))
+    if strange or isinstance(query, dict):
+        raise plain_bad_request("MultiModalParam is not supported for BertForSequenceClassification")
+    if "top_n" in body and body["top_n"] is None:
+        raise invalid(problem("int_type", "body.top_n", "Input should be a valid integer", None))
+    if (whole(body, "top_n", 0) or 0) < 0:
+        raise invalid(problem("greater_than_equal", "body.top_n", "Input should be greater than or equal to 0",
+                              body["top_n"], ge=0))
+    if not documents:
+        raise plain_bad_request("At least one text_pair element must be given")
+
+
+def required(body: Dict[str, Any], names: List[str]) -> None:
+    """Refuse a body in which one of ``names`` is not there."""
+    absent = [missing("body." + name, body) for name in names if name not in body]
+    if absent:
+        raise invalid(*absent)
