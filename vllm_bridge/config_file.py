@@ -35,7 +35,7 @@ class ConfigFile:
 
 def load(path: Union[str, "os.PathLike[str]"], environ: _Environ = None) -> ConfigFile:
     """Read a JSON config file of SPEC §10's shape; every failure is a ``ConfigError``."""
-    name = fields.quoted(os.fspath(path))[1:-1]
+    name = ascii(os.fspath(path))[1:-1]
     try:
         with open(path, "rb") as file:
             text = file.read().decode("utf-8-sig")

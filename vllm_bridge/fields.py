@@ -4,7 +4,6 @@ Every message begins with the path of the field. A value that may be a secret is
 """
 
 import logging
-import math
 import os
 import re
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
@@ -67,7 +66,7 @@ def number(value: Any, path: str, *, positive: bool = False, most: float = MAX_S
     expected = "a number %s" % ("above 0" if positive else "of 0 or more")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise wrong(path, expected, value)
-    if math.isnan(value) or value < 0 or (positive and value == 0):
+    if value != value or value < 0 or (positive and value == 0):
         raise wrong(path, expected, value)
     if value > most:
         raise wrong(path, "at most %d" % most, value)
@@ -105,7 +104,7 @@ def names(value: Any, path: str) -> Tuple[str, ...]:
 def mapping(value: Any, path: str) -> Dict[str, Any]:
     """Return an object, its names being strings, as a new dict."""
     if not isinstance(value, Mapping):
-        raise wrong(path, "an object", value)
+        raise wrong(path, "an object", value, secret=True)
     for name in value:
         if not isinstance(name, str):
             raise wrong(path, "names that are strings", name)
@@ -235,7 +234,7 @@ def normalise_base_url(url: Any, path: str, *, secret: bool = False) -> str:
 
 def split_url(url: str, path: str, schemes: Tuple[str, ...], *, secret: bool = False) -> Tuple[str, str, str]:
     """Split a URL into scheme, ``host[:port]`` and path; `schemes[0]` stands where none is given."""
-    expected = "a URL such as %s://host:8000" % schemes[0]
+    expected = "a URL such as %s://host:8000, with a host name or an address (IPv6 in brackets)" % schemes[0]
     secret = secret or "@" in url or "?" in url
     if not url or _CONTROL.search(url) or "\\" in url:
         found = "nothing" if not url else "white space, a control character or a backslash in it"
@@ -263,7 +262,7 @@ def split_url(url: str, path: str, schemes: Tuple[str, ...], *, secret: bool = F
     host, colon, port = _host_and_port(parts.netloc)
     host = _host(host)
     if not host:
-        raise wrong(path, "%s, with a host name or an address (IPv6 in brackets)" % expected, url, secret)
+        raise wrong(path, expected, url, secret)
     if colon:
         if not re.match(r"[0-9]{1,5}\Z", port) or not 0 < int(port) < 65536:
             raise wrong(path, "a port from 1 to 65535 behind the host", url, secret)
