@@ -2,9 +2,11 @@
 
 import email.parser
 import email.policy
+import http.server
 import io
 import os
 import tempfile
+import threading
 
 import pytest
 import requests
@@ -89,6 +91,8 @@ def test_reading_in_any_size_gives_the_same(size, tmp_path):
             assert max(map(len, blocks)) <= size
             assert body.read(size) == body.read() == b""
             body.rewind()
+            assert not any(body.read(0) for _ in iter(lambda: body.read(50), b""))
+            body.rewind()
             assert b"".join(blocks) == b"".join(body)
             assert peer(TYPE, b"".join(blocks))[1] == ("file", "a", "application/octet-stream", path.read_bytes())
 
@@ -99,7 +103,10 @@ def test_a_file_goes_up_whole_wherever_it_stands():
             file.write(b"0123456789")
             assert whole([], FilePart("file", file, filename="a"))[0][3] == b"0123456789"
             file.seek(5)
-            assert whole([], FilePart("file", file, filename="a"))[0][3] == b"0123456789"
+            body = MultipartBody([], FilePart("file", file, filename="a"))
+            assert peer(body.content_type, body.read())[0][3] == b"0123456789"
+            body.close()
+            assert not file.closed
 
 
 def test_a_file_is_never_read_whole():
@@ -159,6 +166,40 @@ def test_requests_sends_it_with_its_length():
     assert prepared.headers["Content-Length"] == str(len(body))
     assert "Transfer-Encoding" not in prepared.headers
     assert prepared.body is body
+
+
+def test_a_real_server_receives_it():
+    got = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            reader = MultipartReader(self.headers["Content-Type"], spool=tempfile.SpooledTemporaryFile)
+            left = got["length"] = int(self.headers["Content-Length"])
+            while left:
+                block = self.rfile.read(min(left, 10000))
+                left -= len(block)
+                reader.feed(block)
+            got["parts"] = reader.finish()
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    content = os.urandom(200000)
+    body = MultipartBody([("a", "1")], FilePart("file", io.BytesIO(content), filename="a"))
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server, requests.Session() as session:
+        session.trust_env = False
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        reply = session.post("http://127.0.0.1:%d/" % server.server_address[1], data=body, timeout=30,
+                             headers={"Content-Type": body.content_type})
+        thread.join()
+    assert reply.status_code == 204 and got["length"] == len(body)
+    field, file = got["parts"]
+    assert field == ("a", None, None, b"1")
+    with file.value as received:
+        assert received.read() == content
 
 
 @pytest.mark.parametrize("text, wire", [
@@ -344,7 +385,8 @@ def test_bad_bodies_cut_at_every_byte(name):
 @pytest.mark.parametrize("content_type", [
     "", "multipart/form-data", "multipart/form-data; boundary=", 'multipart/form-data; boundary=""',
     "multipart/mixed; boundary=b", "application/json", "multipart/form-data; boundary=" + "b" * 71,
-    "multipart/form-data; boundary=b; boundary=c", "multipart/form-data; boundary=é", 'multipart/form-data; boundary="b ',
+    "multipart/form-data; boundary=b; boundary=c", "multipart/form-data; boundary=é",
+    'multipart/form-data; boundary="b ',
     'multipart/form-data; boundary="b "', "multipart/form-data boundary=b",
 ])
 def test_content_types_that_are_refused(content_type):
@@ -353,7 +395,8 @@ def test_content_types_that_are_refused(content_type):
 
 
 @pytest.mark.parametrize("content_type", [
-    "Multipart/Form-Data; Boundary=b", 'multipart/form-data; charset=utf-8; boundary="b"', "multipart/form-data;boundary=b;"])
+    "Multipart/Form-Data; Boundary=b", 'multipart/form-data; charset=utf-8; boundary="b"',
+    "multipart/form-data;boundary=b;"])
 def test_content_types_that_are_taken(content_type):
     assert receive(content_type, GOOD["browser"]) == receive(TYPE, GOOD["browser"])
 
@@ -432,7 +475,8 @@ def test_what_is_sent_is_received(fields, content, filename, size):
 
 
 pieces = st.one_of(st.binary(max_size=20), st.sampled_from([
-    b"--b", b"\r\n", b"--", b"\r\n--b\r\n", b"--b\r\n", b"\r\n--b--", b"-", b"\r", b"\n", b"\r\n\r\n", b": ", b'"', b"\\", b";",
+    b"--b", b"\r\n", b"--", b"\r\n--b\r\n", b"--b\r\n", b"\r\n--b--", b"-", b"\r", b"\n", b"\r\n\r\n",
+    b": ", b'"', b"\\", b";",
     b"Content-Disposition: form-data; ", b'name="a"', b'filename="x"', disposition(b'name="a"'),
     disposition(b'name="a"; filename="x"')]))
 

@@ -154,6 +154,10 @@ def test_every_field_of_a_form_is_kept():
                                              ("stream", "true")]
 
 
+def test_a_form_that_says_nothing_of_streaming():
+    assert transcription.from_form([Part("model", None, None, b"w")]) == {"model": "w"}
+
+
 @pytest.mark.parametrize("word, value", [(b"0", False), (b"no", False), (b" on", True), (b"maybe", "maybe")])
 def test_stream_is_read_as_vllm_reads_it(word, value):
     assert transcription.from_form([Part("stream", None, None, word)])["stream"] == value
