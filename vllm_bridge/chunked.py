@@ -83,18 +83,16 @@ class ChunkedDecoder:
 
     def _framing(self, data: bytes, pos: int) -> int:
         """Read one piece of framing at `pos`; return where it ends, -1 while it is incomplete."""
+        if self._state == _TRAILER:
+            return self._trailer(data, pos)
         if self._state == _DATA_END:
             end = data[pos:pos + 2]
-            if end == b"\r\n":
-                self._state = _SIZE
-                pos += 2
-            elif b"\r\n".startswith(end):
+            if len(end) < 2 and b"\r\n".startswith(end):
                 return -1
-            else:
+            if end != b"\r\n":
                 raise ChunkError("a chunk is longer than its size says")
-        if self._state == _SIZE:
-            return self._size_line(data, pos)
-        return self._trailer(data, pos)
+            pos += 2
+        return self._size_line(data, pos)
 
     def _size_line(self, data: bytes, pos: int) -> int:
         match = _CHUNK_LINE.match(data, pos)
