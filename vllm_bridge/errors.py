@@ -77,6 +77,7 @@ class BridgeError(Exception):
         self.request_id = request_id
         self.payload = payload
         self.url = url
+        self.retry_after: Optional[float] = None  # seconds, where the server asked for a pause
 
     def __str__(self) -> str:
         if self.url is None:

@@ -1,8 +1,9 @@
 """Replies as dicts with attribute reads, and the annotated shapes of all of them.
 
-A record is the JSON object itself: ``json.dumps(reply)``, ``reply["choices"]`` and ``reply.choices[0].message.content``
-all work. The classes below only declare which fields a reply has (vLLM 0.32.0, WIRE.md §4 to §10): a declared field that
-the server left out reads ``None``; a field that nobody declared is there all the same.
+A record is the JSON object itself: ``json.dumps(reply)``, ``reply["choices"]`` and
+``reply.choices[0].message.content`` all work. The classes below only declare which fields a reply has (vLLM 0.32.0,
+WIRE.md §4 to §10): a declared field that the server left out reads ``None``; a field that nobody declared is there all
+the same.
 """
 
 import json

@@ -1,0 +1,189 @@
+"""One operation carried out: a key chosen, the request sent, and sent again elsewhere where that is safe."""
+
+import os
+import time
+from typing import Any, Callable, Dict, FrozenSet, NamedTuple, Optional, Tuple, TypeVar, Union
+
+from .config import Key, NetworkConfig, ProviderConfig
+from .errors import BridgeError, payload_error
+from .frames import Tally
+from .keys import KeyRing
+from .multipart import MultipartBody
+from .records import decode
+from .reply import Call, Cancellation, Reply
+from .retry import CONNECTION_NOT_MADE, RetryPolicy
+from .stream import Reader, Stream
+from .transport import Transport
+from .version import USER_AGENT
+from .wire import to_json
+
+__all__ = ["Caller", "Options", "Trace"]
+
+T = TypeVar("T")
+Wire = Union[Dict[str, Any], MultipartBody, None]
+
+
+class Trace(Tally):
+    """What became of a call: filled in while it runs, for whoever logs or counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts = 0
+        self.key: Optional[Key] = None
+        self.request_id: Optional[str] = None
+
+    @property
+    def server(self) -> Optional[str]:
+        """The URL of the server that was asked last."""
+        return None if self.key is None else self.key.url
+
+
+class Options(NamedTuple):
+    """Settings of a call that are no wire fields. Times are in seconds; `deadline` is the total time."""
+
+    timeout: Tuple[Optional[float], Optional[float]]
+    headers: Dict[str, str]
+    max_retries: int
+    stream_idle_timeout: Optional[float]
+    deadline: Optional[float] = None
+    cancel: Optional[Cancellation] = None
+    trace: Optional[Trace] = None
+    key_id: Optional[str] = None
+    key_name: Optional[str] = None
+
+
+class Caller:
+    """Carries operations to the servers of one provider; shared by all its ``with_options`` copies."""
+
+    def __init__(self, config: ProviderConfig) -> None:
+        network = config.network_config
+        self.network: NetworkConfig = network
+        self.ring = KeyRing(config.resolved_keys())
+        self.transport = Transport(network, config.proxy_config)
+        self._headers: Dict[Key, Dict[str, str]] = {key: self._headers_for(key) for key in self.ring.keys}
+
+    def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
+        """Return the complete reply; the errors of a 200 are raised like those of any other status."""
+
+        def attempt(key: Key, deadline: Optional[float]) -> Reply:
+            reply = self.transport.send(self._call(method, path, wire, model, key, options, deadline))
+            # Errors are short, and vLLM's JSON never spaces or escapes a key (WIRE.md §3).
+            if len(reply.body) < 65536 and (b'"error"' in reply.body or b'"detail"' in reply.body):
+                self._check(reply)
+            return reply
+
+        return self._attempts(attempt, model, options)
+
+    def stream(
+        self, path: str, wire: Wire, model: Optional[str], options: Options, reader: Callable[[], Reader[T]]
+    ) -> Stream[T]:
+        """Return the reply as a stream; `reader` makes the stream's meaning anew for each attempt."""
+
+        def attempt(key: Key, deadline: Optional[float]) -> Stream[T]:
+            call = self._call("POST", path, wire, model, key, options, deadline)
+            call.headers["Accept"] = "text/event-stream"
+            call.headers["Cache-Control"] = "no-cache"
+            return self.transport.stream(call, reader(), options.stream_idle_timeout)
+
+        return self._attempts(attempt, model, options)
+
+    def get(self, path: str, key: Key, options: Options) -> Reply:
+        """Ask one certain server, once."""
+        deadline = None if options.deadline is None else time.monotonic() + options.deadline
+        reply = self.transport.send(self._call("GET", path, None, None, key, options, deadline))
+        self._check(reply)
+        return reply
+
+    def _attempts(self, attempt: Callable[[Key, Optional[float]], T], model: Optional[str], options: Options) -> T:
+        network, ring, trace = self.network, self.ring, options.trace
+        policy = RetryPolicy(options.max_retries, network.retry_backoff_initial_ms, network.retry_backoff_max_ms)
+        deadline = None if options.deadline is None else time.monotonic() + options.deadline
+        tried: FrozenSet[Key] = frozenset()
+        retries = 0
+        while True:
+            key = ring.select(model, tried, options.key_id, options.key_name)
+            if trace is not None:
+                trace.attempts += 1
+                trace.key = key
+            try:
+                result = attempt(key, deadline)
+            except BridgeError as error:
+                unreached = error.code == CONNECTION_NOT_MADE
+                if unreached:
+                    ring.failed(key)
+                elif error.status_code is not None:
+                    ring.succeeded(key)
+                tried = tried | {key}
+                other = not (options.key_id or options.key_name) and ring.other_left(model, tried)
+                wait = error.retry_after
+                if not policy.should_retry(error, attempt=retries, other_key_left=other, retry_after=wait):
+                    raise
+                pause = policy.delay(retries, wait, other_key_left=other)
+                if deadline is not None and time.monotonic() + pause >= deadline:
+                    raise
+                _sleep(pause, options.cancel)
+                if not other:
+                    tried = frozenset()
+                retries += 1
+            else:
+                ring.succeeded(key)
+                return result
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        wire: Wire,
+        model: Optional[str],
+        key: Key,
+        options: Options,
+        deadline: Optional[float],
+    ) -> Call:
+        headers = self._headers[key].copy()
+        body: Any = wire
+        if isinstance(wire, MultipartBody):
+            headers["Content-Type"] = wire.content_type
+        elif wire is not None:
+            headers["Content-Type"] = "application/json"
+            if model is not None and key.aliases:
+                wire = {**wire, "model": KeyRing.resolve_alias(key, model)}
+            body = to_json(wire)
+        if options.headers:
+            headers.update(options.headers)
+        if "X-Request-Id" not in headers:
+            headers["X-Request-Id"] = os.urandom(16).hex()
+        if options.trace is not None:
+            options.trace.request_id = headers["X-Request-Id"]
+        return Call(
+            method, "%s%s" % (key.url, path), headers, body, options.timeout, deadline, options.cancel, key.value
+        )
+
+    def _headers_for(self, key: Key) -> Dict[str, str]:
+        # Accept-Encoding: vLLM never compresses, and a proxy that does would hold a stream's events back.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+        if key.value:
+            headers["Authorization"] = "Bearer %s" % key.value
+        present = {name.lower() for name in headers}
+        for name, value in self.network.extra_headers.items():
+            if name.lower() not in present:
+                headers[name] = value
+        return headers
+
+    @staticmethod
+    def _check(reply: Reply) -> None:
+        try:
+            payload = decode(reply.body)
+        except BridgeError:
+            return  # for its reader to find
+        error = payload_error(payload, request_id=reply.request_id, url=reply.url)
+        if error is not None:
+            raise error
+
+
+def _sleep(seconds: float, cancel: Optional[Cancellation]) -> None:
+    end = time.monotonic() + seconds
+    while cancel is None or not cancel.cancelled:
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(left if cancel is None else min(left, 0.1))

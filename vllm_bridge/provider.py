@@ -1,0 +1,359 @@
+"""The vocabulary of operations, and how a server with OpenAI's API carries them out."""
+
+import copy
+from typing import Any, BinaryIO, Callable, Dict, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
+
+from . import rerank, text, transcription
+from .caller import Caller, Options, Wire
+from .chunks import ChatChunks, CompletionChunks, TranscriptionReader
+from .config import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
+from .errors import BadRequestError, ConfigError, UnsupportedOperationError
+from .frames import Frames, Tally
+from .model_list import collect
+from .multipart import MultipartBody
+from .records import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    EmbeddingList,
+    ModelList,
+    Record,
+    Rerank,
+    Transcription,
+    TranscriptionEvent,
+)
+from .reply import Reply
+from .stream import Reader, Stream
+from .wire import merged, object_of, to_json
+
+__all__ = ["BaseOpenAIProvider", "unsupported"]
+
+PATHS = {
+    "chat_completion": "/v1/chat/completions",
+    "text_completion": "/v1/completions",
+    "embedding": "/v1/embeddings",
+    "rerank": "/v1/rerank",
+    "transcription": "/v1/audio/transcriptions",
+    "responses": "/v1/responses",
+}
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+Self = TypeVar("Self", bound="BaseOpenAIProvider")
+Timeout = Union[float, Tuple[Optional[float], Optional[float]], None]
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET = _Unset()
+
+
+def unsupported(operation: str) -> Callable[..., NoReturn]:
+    """Return a method for an operation that the server does not have; it never touches the network."""
+
+    def refuse(self: "BaseOpenAIProvider", /, *args: Any, **wire: Any) -> NoReturn:
+        raise UnsupportedOperationError("%s is not supported by %s provider" % (operation, self.name))
+
+    refuse.__name__ = operation
+    refuse.__doc__ = "Raise `UnsupportedOperationError`."
+    return refuse
+
+
+class BaseOpenAIProvider:
+    """Every operation over HTTP as OpenAI's API has it; the ones that it lacks raise `UnsupportedOperationError`.
+
+    Each keyword of an operation is a field of the request body: ``None`` means omit, ``extra_body={...}`` is merged
+    into the body, and nothing is dropped. What is no field goes through `with_options`.
+
+    All operations raise `APIConnectionError`, `APITimeoutError`, `APIStatusError` and its subclasses,
+    `ResponseDecodeError`, and `BadRequestError` for what cannot be sent. Providers may be shared by threads.
+    """
+
+    name = "openai"
+
+    def __init__(
+        self,
+        base_url: Optional[str] = None,
+        *,
+        api_key: Optional[str] = None,
+        timeout: Union[Timeout, _Unset] = UNSET,
+        max_retries: Optional[int] = None,
+        headers: Optional[Mapping[str, str]] = None,
+        config: Optional[ProviderConfig] = None,
+    ) -> None:
+        """Give the short form, one server, or `config`, which can hold several; `timeout` and what follows fit both.
+
+        `timeout` is seconds of silence, or (connect, read); ``None`` waits for ever. Raises `ConfigError`.
+        """
+        if config is None:
+            keys = [] if api_key is None else [Key(api_key, path="api_key")]
+            config = ProviderConfig(NetworkConfig(base_url, path="VLLMProvider"), keys=keys)
+        elif base_url is not None or api_key is not None:
+            raise ConfigError("config: give base_url and api_key, or a config, not both")
+        network = config.network_config
+        self.config = config
+        self._caller = Caller(config)
+        self._options = Options(
+            timeout=(network.connect_timeout_in_seconds, network.default_request_timeout_in_seconds),
+            headers={},
+            max_retries=network.max_retries,
+            stream_idle_timeout=network.stream_idle_timeout_in_seconds,
+        )
+        if timeout is not UNSET or max_retries is not None or headers is not None:
+            self._options = self._changed(timeout=timeout, max_retries=max_retries, headers=headers)
+
+    def with_options(self: Self, **options: Any) -> Self:
+        """Return a copy with other settings for its calls; connections and cooled servers are shared.
+
+        `timeout`: seconds of silence between two bytes, or (connect, read). `stream_idle_timeout`: seconds between two
+        events. `deadline`: seconds for a call in all, retries included. `max_retries`. `headers`: added to those there
+        are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a `Trace` to fill in.
+        """
+        other = copy.copy(self)
+        other._options = self._changed(**options)
+        return other
+
+    def close(self) -> None:
+        """Close idle connections; a later call opens new ones."""
+        self._caller.transport.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        urls = ", ".join(sorted({str(key.url) for key in self._caller.ring.keys}))
+        return "%s(%s)" % (type(self).__name__, urls)
+
+    # ------------------------------------------------------------ the operations there are
+
+    def chat_completion(self, /, **wire: Any) -> ChatCompletion:
+        """Complete a chat: ``messages``, ``model`` and any parameter of POST /v1/chat/completions."""
+        return self._record(ChatCompletion, "chat_completion", self._body("chat_completion", wire))
+
+    def chat_completion_stream(self, /, **wire: Any) -> Stream[ChatCompletionChunk]:
+        """Complete a chat chunk by chunk; the last chunk carries ``usage``."""
+        body = self._body("chat_completion_stream", wire)
+        count = text.expected_choices(body)
+        return self._stream("chat_completion", body, lambda: ChatChunks(count))
+
+    def text_completion(self, /, **wire: Any) -> Completion:
+        """Continue a text: ``prompt``, ``model`` and any parameter of POST /v1/completions."""
+        return self._record(Completion, "text_completion", self._body("text_completion", wire))
+
+    def text_completion_stream(self, /, **wire: Any) -> Stream[Completion]:
+        """Continue a text chunk by chunk; the last chunk carries ``usage``."""
+        body = self._body("text_completion_stream", wire)
+        count = text.expected_choices(body)
+        return self._stream("text_completion", body, lambda: CompletionChunks(count))
+
+    def embedding(self, /, **wire: Any) -> EmbeddingList:
+        """Embed ``input`` (a string, strings, token ids, lists of them) or ``messages``: POST /v1/embeddings."""
+        return self._record(EmbeddingList, "embedding", self._body("embedding", wire))
+
+    def rerank(self, /, **wire: Any) -> Rerank:
+        """Score ``documents`` (strings, or objects with a ``text``) against ``query``, best first.
+
+        With ``return_documents=True`` each result carries the caller's own document.
+        """
+        given = self._body("rerank", wire)
+        body = rerank.prepare(given)
+        reply = self._reply("rerank", body, _model(body))
+        return self._finished(Rerank(rerank.convert(_object(reply), given)), body, reply)
+
+    def list_models(self, /) -> ModelList:
+        """List the models of all servers, without their duplicates."""
+        return collect(self._caller, self._options)
+
+    def transcription(self, /, **wire: Any) -> Transcription:
+        """Turn speech into text: ``file`` is a path, bytes, a binary file, or (filename, content, content type)."""
+        given = self._body("transcription", wire)
+        with _Form(given) as form:
+            reply = self._reply("transcription", form, _model(given))
+        payload = transcription.result(reply.body, reply.content_type, given.get("response_format"))
+        return self._finished(Transcription(payload), {name: given[name] for name in given if name != "file"}, reply)
+
+    def transcription_stream(self, /, **wire: Any) -> Stream[TranscriptionEvent]:
+        """Turn speech into text piece by piece: ``transcript.text.delta`` events, then one ``transcript.text.done``."""
+        given = self._body("transcription_stream", wire)
+        given["stream"] = True
+        with _Form(given) as form:
+            return self._open("transcription", form, _model(given), TranscriptionReader)
+
+    # ------------------------------------------------------------ the operations there are not
+
+    speech = unsupported("speech")
+    speech_stream = unsupported("speech_stream")
+    image_generation = unsupported("image_generation")
+    image_generation_stream = unsupported("image_generation_stream")
+    image_edit = unsupported("image_edit")
+    image_edit_stream = unsupported("image_edit_stream")
+    image_variation = unsupported("image_variation")
+    video_generation = unsupported("video_generation")
+    video_retrieve = unsupported("video_retrieve")
+    video_download = unsupported("video_download")
+    video_delete = unsupported("video_delete")
+    video_list = unsupported("video_list")
+    video_remix = unsupported("video_remix")
+    ocr = unsupported("ocr")
+    file_upload = unsupported("file_upload")
+    file_list = unsupported("file_list")
+    file_retrieve = unsupported("file_retrieve")
+    file_delete = unsupported("file_delete")
+    file_content = unsupported("file_content")
+    batch_create = unsupported("batch_create")
+    batch_list = unsupported("batch_list")
+    batch_retrieve = unsupported("batch_retrieve")
+    batch_cancel = unsupported("batch_cancel")
+    batch_delete = unsupported("batch_delete")
+    batch_results = unsupported("batch_results")
+    container_create = unsupported("container_create")
+    container_list = unsupported("container_list")
+    container_retrieve = unsupported("container_retrieve")
+    container_delete = unsupported("container_delete")
+    container_file_create = unsupported("container_file_create")
+    container_file_list = unsupported("container_file_list")
+    container_file_retrieve = unsupported("container_file_retrieve")
+    container_file_content = unsupported("container_file_content")
+    container_file_delete = unsupported("container_file_delete")
+    compaction = unsupported("compaction")
+    count_tokens = unsupported("count_tokens")
+    passthrough = unsupported("passthrough")
+    passthrough_stream = unsupported("passthrough_stream")
+
+    # ------------------------------------------------------------ for a gateway: the server's own bytes
+
+    def forward(self, operation: str, body: Mapping[str, Any]) -> Reply:
+        """Carry out ``chat_completion``, ``text_completion`` or ``embedding`` and return the reply as bytes to hand on.
+
+        They are the server's own unless something had to change. Errors are raised like those of the operation itself.
+        """
+        wire = self._body(operation, dict(body))
+        reply = self._reply(operation, wire, _model(wire))
+        is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
+        if is_object and not self._needs_reading(operation, reply.body):
+            return reply
+        before = _object(reply)
+        after = self._adapted(operation, copy.deepcopy(before))
+        return reply if after == before else reply._replace(body=to_json(after))
+
+    def forward_stream(self, operation: str, body: Mapping[str, Any]) -> Stream[bytes]:
+        """Carry out a streaming ``chat_completion`` or ``text_completion``; the items are events as bytes to hand on.
+
+        The last one is ``data: [DONE]``. The usage chunk goes out only if the body asks for it.
+        """
+        asked = body.get("stream_options")
+        usage = bool(asked.get("include_usage")) if isinstance(asked, Mapping) else False
+        wire = self._body(operation + "_stream", dict(body))
+        if isinstance(asked, Mapping) and isinstance(wire.get("stream_options"), dict):
+            wire["stream_options"]["include_usage"] = True
+        count = text.expected_choices(wire)
+        tally = self._options.trace or Tally()
+        return self._stream(operation, wire, lambda: Frames(count, usage, tally))
+
+    def _needs_reading(self, operation: str, body: bytes) -> bool:
+        """Tell whether a reply may have to change, or to be refused, before it is handed on."""
+        return False
+
+    # ------------------------------------------------------------ how a call is made
+
+    def _body(self, operation: str, wire: Dict[str, Any]) -> Dict[str, Any]:
+        """Return the request body of an operation's keywords."""
+        body = merged(wire)
+        if operation in ("chat_completion_stream", "text_completion_stream"):
+            body["stream"] = True
+            options = body.get("stream_options", {})
+            if isinstance(options, Mapping):
+                body["stream_options"] = {"include_usage": True, **options}
+        elif body.get("stream") and not operation.endswith("_stream"):
+            raise BadRequestError("%s cannot stream; call %s_stream" % (operation, operation), param="stream")
+        return self._dialect(operation, body)
+
+    def _dialect(self, operation: str, body: Dict[str, Any]) -> Dict[str, Any]:
+        """Return a request body in the words of this kind of server."""
+        return body
+
+    def _adapted(self, operation: str, payload: Dict[str, Any]) -> Dict[str, Any]:
+        """Return a reply as its readers expect it."""
+        return payload
+
+    def _record(self, record: Type[R], operation: str, body: Dict[str, Any]) -> R:
+        reply = self._reply(operation, body, _model(body))
+        return self._finished(record(self._adapted(operation, _object(reply))), body, reply)
+
+    def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
+        return self._caller.reply("POST", PATHS[operation], body, model, self._options)
+
+    def _stream(self, operation: str, body: Dict[str, Any], reader: Callable[[], Reader[Any]]) -> Stream[Any]:
+        return self._open(operation, body, _model(body), reader)
+
+    def _open(
+        self, operation: str, body: Wire, model: Optional[str], reader: Callable[[], Reader[T]]
+    ) -> Stream[T]:
+        return self._caller.stream(PATHS[operation], body, model, self._options, reader)
+
+    def _finished(self, record: R, body: Dict[str, Any], reply: Reply) -> R:
+        config = self.config
+        if config.send_back_raw_request or config.send_back_raw_response:
+            extra = record.setdefault("extra_fields", {})
+            if config.send_back_raw_request:
+                extra["raw_request"] = body
+            if config.send_back_raw_response:
+                extra["raw_response"] = reply.body.decode("utf-8", "replace")
+        return record
+
+    def _changed(self, **changes: Any) -> Options:
+        options = self._options
+        unknown = sorted(set(changes) - set(Options._fields))
+        if unknown:
+            raise ConfigError("with_options: no option %r; there are: %s" % (unknown[0], ", ".join(Options._fields)))
+        if changes.get("timeout", UNSET) is UNSET:
+            changes.pop("timeout", None)
+        else:
+            connect, read = normalise_timeout(changes["timeout"], "timeout")
+            changes["timeout"] = (connect if isinstance(changes["timeout"], tuple) else options.timeout[0], read)
+        if changes.get("headers") is not None:
+            changes["headers"] = {**options.headers, **check_headers(changes["headers"], "headers")}
+        return options._replace(**{name: value for name, value in changes.items() if value is not None})
+
+
+class _Form:
+    """A transcription's form with its file open, for the time of sending it."""
+
+    def __init__(self, given: Dict[str, Any]) -> None:
+        fields, part = transcription.prepare(given)
+        self._opened: Optional[BinaryIO] = None
+        if part.path is not None:
+            try:
+                self._opened = open(part.path, "rb")
+            except OSError as error:
+                raise BadRequestError("file: cannot read %s: %s" % (part.path, error.strerror), param="file") from error
+            part = part.opened(self._opened)
+        try:
+            self._body = MultipartBody(fields, part)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> MultipartBody:
+        return self._body
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._opened is not None:
+            self._opened.close()
+        if hasattr(self, "_body"):
+            self._body.close()
+
+
+def _object(reply: Reply) -> Dict[str, Any]:
+    return object_of(reply.body, url=reply.url, request_id=reply.request_id)
+
+
+def _model(body: Mapping[str, Any]) -> Optional[str]:
+    model = body.get("model")
+    return model if isinstance(model, str) else None

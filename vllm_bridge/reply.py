@@ -1,0 +1,303 @@
+"""One request and its reply as the transport's callers see them: the call, the way to break it off, what comes back."""
+
+import threading
+import time
+from functools import partial
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
+
+from .adapter import Exchange
+from .errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    BridgeError,
+    RequestCancelledError,
+    ResponseDecodeError,
+    error_from_body,
+    payload_error,
+)
+from .records import decode
+from .retry import parse_retry_after
+
+__all__ = ["Call", "Cancellation", "MAX_BODY", "OpenReply", "Reply", "Watch", "cancelled_error"]
+
+MAX_BODY = 256 * 1024 * 1024  # bytes of a reply, decompressed; 5,000 vectors of 4,096 floats are half of it
+_BLOCK = 65536
+_DEADLINE = "deadline"  # the reason that `Watch` gives when the total time is over
+
+
+class Cancellation:
+    """A handle that breaks calls off from another thread: pass it to ``with_options(cancel=...)``.
+
+    `cancel` closes the connections of the calls under way, also while they wait for their first byte; they and all
+    later calls with this handle raise `RequestCancelledError`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._exchanges: Set[Exchange] = set()
+        self._why: Optional[str] = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` has been called."""
+        return self._why is not None
+
+    def cancel(self, why: str = "the call was cancelled") -> None:
+        """Break off every call that uses this handle."""
+        with self._lock:
+            self._why = self._why or why
+            for exchange in self._exchanges:
+                exchange.cancel(why)
+
+    def add(self, exchange: Exchange) -> None:
+        """Cover an exchange; cancels it at once if `cancel` has been called."""
+        with self._lock:
+            self._exchanges.add(exchange)
+            if self._why is not None:
+                exchange.cancel(self._why)
+
+    def discard(self, exchange: Exchange) -> None:
+        """Stop covering an exchange."""
+        with self._lock:
+            self._exchanges.discard(exchange)
+
+
+class Call(NamedTuple):
+    """One request as the transport takes it. `timeout` is (connect, read) in seconds, `deadline` seconds in all."""
+
+    method: str
+    url: str
+    headers: Dict[str, str]
+    body: Any  # bytes, or an object with read(n) and __len__, or None
+    timeout: Tuple[Optional[float], Optional[float]]
+    deadline: Optional[float] = None
+    cancel: Optional[Cancellation] = None
+    secret: str = ""
+
+    def __repr__(self) -> str:
+        return "Call(%s %s)" % (self.method, self.url)  # the headers hold the key
+
+    @property
+    def request_id(self) -> Optional[str]:
+        """The id under which the server logs the request."""
+        return self.headers.get("X-Request-Id")
+
+
+class Reply(NamedTuple):
+    """A complete reply with a success status."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    url: str
+    request_id: Optional[str]
+
+    @property
+    def content_type(self) -> str:
+        """The media type and its parameters, or ``""``."""
+        return self.headers.get("Content-Type") or ""
+
+
+def cancelled_error(why: str, call: Call) -> BridgeError:
+    """Return the error for a call that was broken off from this side."""
+    if why == _DEADLINE:
+        return APITimeoutError(
+            "the call was not complete within its total time; raise it with with_options(deadline=seconds)",
+            code=_DEADLINE,
+            request_id=call.request_id,
+            url=call.url,
+        )
+    return RequestCancelledError(why, request_id=call.request_id, url=call.url)
+
+
+class Watch:
+    """What can break an exchange off besides its own time limits: a cancellation, a deadline."""
+
+    def __init__(self, exchange: Exchange, call: Call) -> None:
+        self._exchange = exchange
+        self._cancel = call.cancel
+        self._timer: Optional[threading.Timer] = None
+        if call.deadline is not None:
+            self._timer = threading.Timer(max(0.0, call.deadline - time.monotonic()), exchange.cancel, [_DEADLINE])
+            self._timer.daemon = True
+            self._timer.start()
+        if call.cancel is not None:
+            call.cancel.add(exchange)
+
+    def stop(self) -> None:
+        """Leave the exchange alone from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._cancel is not None:
+            self._cancel.discard(self._exchange)
+        self._exchange.detach()
+
+
+class OpenReply:
+    """A reply whose head has arrived and whose body has not. Also the `Source` of a stream."""
+
+    def __init__(
+        self,
+        response: Any,
+        exchange: Exchange,
+        watch: Watch,
+        call: Call,
+        failure: Callable[[BaseException], BridgeError],
+    ) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self.url = call.url
+        self.request_id = response.headers.get("x-request-id") or call.request_id
+        self._response = response
+        self._raw: Any = response.raw
+        self._exchange = exchange
+        self._watch = watch
+        self._call = call
+        self._failure_of = failure
+        self._closed = False
+        self._read1: Callable[[], bytes] = _read1_of(response)
+
+    def read(self) -> bytes:
+        """Return some bytes of the body as soon as there are any, ``b""`` at its end."""
+        if self._closed:
+            raise cancelled_error("the stream was closed", self._call)
+        try:
+            block: bytes = self._read1()
+            if block:
+                return block
+            self._check_complete()
+        except Exception as error:
+            raise self._failure(error) from error
+        if self._exchange.cancelled is not None:
+            raise cancelled_error(self._exchange.cancelled, self._call)
+        return b""
+
+    def read_all(self) -> bytes:
+        """Return the rest of the body; `MAX_BODY` is the most that is read."""
+        blocks: List[bytes] = []
+        size = 0
+        try:
+            while True:
+                block = self._raw.read(_BLOCK, decode_content=True)
+                if not block:
+                    break
+                blocks.append(block)
+                size += len(block)
+                if size > MAX_BODY:
+                    raise ValueError("it is longer than %d bytes" % MAX_BODY)
+            self._check_complete()
+        except Exception as error:
+            raise self._failure(error) from error
+        if self._exchange.cancelled is not None:
+            raise cancelled_error(self._exchange.cancelled, self._call)
+        self._release()
+        return b"".join(blocks)
+
+    def error(self) -> BridgeError:
+        """Read the body of an error status and return the error."""
+        fields: Dict[str, Any] = {"request_id": self.request_id, "url": self.url}
+        if 300 <= self.status < 400:
+            return APIStatusError(
+                "the server redirects to %s, and redirects are not followed; set base_url to the final address"
+                % (self.headers.get("location") or "nowhere"),
+                status_code=self.status,
+                **fields,
+            )
+        try:
+            body = self.read_all()
+        except APITimeoutError:
+            raise
+        except (APIConnectionError, ResponseDecodeError):
+            body = b""  # the status says enough
+        if self._call.secret:
+            body = body.replace(self._call.secret.encode("utf-8"), b"[api key]")
+        error = error_from_body(self.status, self.headers.get("content-type") or "", body, **fields)
+        error.retry_after = parse_retry_after(
+            self.headers.get("retry-after"), time.time(), self.headers.get("retry-after-ms")
+        )
+        return error
+
+    def check_event_stream(self) -> None:
+        """Raise the error that the body tells of unless it is an event stream."""
+        content_type = self.headers.get("content-type") or ""
+        if content_type.lower().startswith("text/event-stream"):
+            return
+        try:
+            body = self.read_all()
+        finally:
+            self.close()
+        fields: Dict[str, Any] = {"request_id": self.request_id, "url": self.url}
+        try:
+            error = payload_error(decode(body), **fields)
+        except ResponseDecodeError:
+            error = None
+        if error is not None:
+            raise error
+        raise ResponseDecodeError(
+            "the server answered a streaming request with %s instead of text/event-stream: %s"
+            % (content_type or "no content type", body[:200].decode("utf-8", "replace") or "an empty body"),
+            payload=body[:2000].decode("utf-8", "replace"),
+            **fields,
+        )
+
+    def set_timeout(self, seconds: Optional[float]) -> None:
+        """Limit how long the next reads may wait for a byte."""
+        self._exchange.set_timeout(seconds)
+
+    def finish(self) -> None:
+        """Give the connection back to the pool if the end of the body is there; else close it.
+
+        The end mark of a stream comes before the last chunk of HTTP's own framing, in the same packet or right after.
+        """
+        if self._closed:
+            return
+        try:
+            self._exchange.set_timeout(0.01)
+            if not self._read1() and self._exchange.cancelled is None:
+                self._release()
+        except Exception:
+            pass  # not there yet: `close` drops the connection
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection unless the body was read to its end; any thread may call this."""
+        if self._closed:
+            return
+        self._closed = True
+        self._exchange.cancel("the stream was closed")
+        self._watch.stop()
+        self._response.close()
+
+    def _release(self) -> None:
+        self._closed = True
+        self._watch.stop()
+        self._raw.release_conn()
+
+    def _check_complete(self) -> None:
+        # urllib3 1.26 does not compare a body with its Content-Length unless told to.
+        left = getattr(self._raw, "length_remaining", None)
+        if left and not hasattr(self._raw, "read1"):
+            raise APIConnectionError("%d bytes are missing" % left)
+
+    def _failure(self, error: Exception) -> BridgeError:
+        self._watch.stop()
+        try:
+            self._response.close()
+        finally:
+            if self._exchange.cancelled is not None:
+                return cancelled_error(self._exchange.cancelled, self._call)
+            self._exchange.connected = True
+            return self._failure_of(error)
+
+
+def _read1_of(response: Any) -> Callable[[], bytes]:
+    """Return the function that reads what is there, without waiting for a block to fill."""
+    raw = response.raw
+    if hasattr(raw, "read1"):  # urllib3 2.2 and newer
+        return partial(raw.read1, _BLOCK, decode_content=True)
+    below: Any = getattr(raw, "_fp", None)
+    if response.headers.get("content-encoding", "identity") != "identity" or not hasattr(below, "read1"):
+        return partial(raw.read, 1, decode_content=True)
+    # urllib3 1.26 waits for whole chunks; http.client under it gives what is there.
+    return partial(below.read1, _BLOCK)

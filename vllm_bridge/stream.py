@@ -1,0 +1,201 @@
+"""A streamed reply as an iterator that can be closed; closing it closes the socket, so vLLM stops generating."""
+
+import time
+from itertools import chain
+from typing import Any, Generator, Generic, Iterator, List, Optional, Protocol, Sequence, TypeVar
+
+from .errors import APIConnectionError, APITimeoutError, IncompleteStreamError
+from .sse import Event, EventDecoder
+
+__all__ = ["GRACE", "Limits", "Reader", "Source", "Stream"]
+
+Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
+
+# Seconds that a stream may stay without an event after its finish reason before it counts as ended (SPEC §4.3).
+GRACE = 2.0
+
+
+class Source(Protocol):
+    """Where a stream's bytes come from: an open reply of the transport."""
+
+    url: str
+    request_id: Optional[str]
+
+    def read(self) -> bytes:
+        """Return the bytes that are there, ``b""`` at the end of the body."""
+
+    def set_timeout(self, seconds: Optional[float]) -> None:
+        """Limit the wait of the next reads."""
+
+    def finish(self) -> None:
+        """Give the connection back: nothing but the end of the body is still to come."""
+
+    def close(self) -> None:
+        """Close the connection, from any thread; does nothing after `finish`."""
+
+
+class Reader(Protocol[Item_co]):
+    """What a stream's events mean: the pure half of a stream, one class for each kind of reply."""
+
+    finished: bool  # the reply is complete; only usage and the end mark may still come
+
+    def feed(self, event: Event) -> Sequence[Item_co]:
+        """Return the items that an event completes; raise the error that it carries."""
+
+    def finish(self) -> Sequence[Item_co]:
+        """Return the items held back until the end."""
+
+    def partial(self) -> Any:
+        """Return what has arrived so far, in the shape of the complete reply."""
+
+
+class Limits:
+    """How long a stream may keep its reader waiting, in seconds; ``None`` is for ever.
+
+    `first` counts until the first event, `idle` between two events; comments are no events. `grace` counts after the
+    finish reason.
+    """
+
+    def __init__(self, first: Optional[float], idle: Optional[float], grace: float = GRACE) -> None:
+        self.first = first
+        self.idle = idle if first is None else first if idle is None else min(first, idle)
+        self.grace = grace if self.idle is None else min(grace, self.idle)
+
+
+class Stream(Generic[Item]):
+    """Iterate over a streamed reply; leaving a ``with`` block, or `close`, ends the generation early.
+
+    The first item has been read and checked when a stream is handed out, so an error that the server reports at once
+    is raised by the call, with its status. While iterating: `IncompleteStreamError` when the reply stops without an
+    end, `APITimeoutError` when it falls silent, `APIStatusError` when the server reports an error.
+    """
+
+    def __init__(self, source: Source, reader: Reader[Item], limits: Limits) -> None:
+        self.request_id = source.request_id
+        self._source = source
+        self._rest = _items(source, reader, limits)
+        # Reading the first item starts the generator, so that its `finally` runs even if nobody iterates.
+        self._items: Iterator[Item] = chain(list(_first(self._rest)), self._rest)
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._items
+
+    def __next__(self) -> Item:
+        return next(self._items)
+
+    def __enter__(self) -> "Stream[Item]":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, so that the server stops generating; a closed stream has no more items.
+
+        Another thread may close a stream; the one that waits for its next item gets `RequestCancelledError`.
+        """
+        self._items = iter(())
+        self._source.close()
+        try:
+            self._rest.close()
+        except ValueError:
+            pass  # another thread is waiting in it, and has just been woken up
+
+
+def _first(items: Iterator[Item]) -> Iterator[Item]:
+    for item in items:
+        yield item
+        return
+
+
+def _items(source: Source, reader: Reader[Item], limits: Limits) -> Generator[Item, None, None]:
+    batches = _Batches(source, limits)
+    try:
+        events = batches.next(False)
+        while events is not None:
+            for event in events:
+                if event.data == "[DONE]":
+                    source.finish()
+                    yield from reader.finish()
+                    return
+                yield from reader.feed(event)
+            events = batches.next(reader.finished)
+        if not reader.finished:
+            raise _incomplete("the stream ended without a finish reason or [DONE]", reader, source)
+        source.finish()
+        yield from reader.finish()
+    except APITimeoutError:
+        raise
+    except APIConnectionError as error:
+        raise _incomplete("the stream broke off: %s" % error.message, reader, source) from error
+    finally:
+        source.close()
+
+
+def _incomplete(message: str, reader: Reader[Any], source: Source) -> IncompleteStreamError:
+    return IncompleteStreamError(message, partial=reader.partial(), request_id=source.request_id, url=source.url)
+
+
+class _Batches:
+    """The events of a source, as many at a time as one read completes, within the time limits."""
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self._source = source
+        self._limits = limits
+        self._decoder = EventDecoder()
+        self._limit: Optional[float] = None
+        self._on_socket: Optional[float] = None
+        self._seen = False
+        self._since = time.monotonic()
+
+    def next(self, finished: bool) -> Optional[List[Event]]:
+        """Return the next events, or ``None`` at the end of the body, or of the patience after the finish."""
+        limits = self._limits
+        self._limit = limits.grace if finished else limits.idle if self._seen else limits.first
+        self._set_timeout(self._limit)
+        try:
+            while True:
+                chunk = self._source.read()
+                if not chunk:
+                    return None
+                events = self._decoder.feed(chunk)
+                if events:
+                    self._since = time.monotonic()
+                    self._seen = True
+                    return events
+                self._still_waiting()
+        except APITimeoutError as error:
+            if finished:
+                return None
+            if error.code == "deadline":
+                raise
+            raise self._silent() from None
+        except APIConnectionError:
+            if finished:
+                return None
+            raise
+
+    def _set_timeout(self, seconds: Optional[float]) -> None:
+        if seconds != self._on_socket:
+            self._on_socket = seconds
+            self._source.set_timeout(seconds)
+
+    def _still_waiting(self) -> None:
+        """Count the time of comments and of unfinished events: only an event is a sign of life."""
+        if self._limit is not None:
+            left = self._since + self._limit - time.monotonic()
+            if left <= 0:
+                raise self._silent()
+            self._set_timeout(left)
+
+    def _silent(self) -> APITimeoutError:
+        if self._seen:
+            which = "no event came for %g s (stream_idle_timeout_in_seconds or the read timeout, whichever is shorter)"
+            raised = "raise them with NetworkConfig(stream_idle_timeout_in_seconds=...) and timeout=(connect, read)"
+        else:
+            which = "no first event came for %g s (read timeout)"
+            raised = "raise it with timeout=(connect, read)"
+        return APITimeoutError(
+            (which + "; " + raised) % (self._limit or 0), request_id=self._source.request_id, url=self._source.url
+        )

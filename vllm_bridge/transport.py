@@ -1,0 +1,289 @@
+"""HTTP by requests: thread-local sessions, time limits, proxies, certificates, and requests' errors turned into ours.
+
+The environment (proxies, certificates) is read once, when a transport is made. requests' own ways of sending a request
+are left out on purpose where they surprise: ``.netrc`` never replaces the key, redirects are not followed (a 301 turns
+POST into GET), and a proxy from the environment never captures a loopback address.
+"""
+
+import http.client
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+import weakref
+from functools import partial
+from typing import Any, Dict, Iterator, Optional, Tuple, TypeVar, Union
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests.structures import CaseInsensitiveDict
+from requests.utils import get_environ_proxies
+
+from .adapter import Exchange, PoolAdapter, current
+from .config import NetworkConfig, ProxyConfig
+from .errors import APIConnectionError, APITimeoutError, BridgeError, ResponseDecodeError
+from .reply import Call, OpenReply, Reply, Watch, cancelled_error
+from .retry import CONNECTION_NOT_MADE
+from .stream import Limits, Reader, Stream
+
+__all__ = ["Transport", "is_loopback"]
+
+Item = TypeVar("Item")
+
+_STALE_WITHIN = 1.0  # seconds after sending in which a hang-up means that the pooled connection was stale
+
+
+class Transport:
+    """The HTTP side of one provider: sessions per thread over one pool of connections."""
+
+    def __init__(self, network: NetworkConfig, proxy: ProxyConfig) -> None:
+        self._network = network
+        self._proxy = proxy
+        self._local = threading.local()
+        self._proxies: Dict[str, Dict[str, Optional[str]]] = {}
+        self._templates: Dict[Tuple[str, str], requests.PreparedRequest] = {}
+        self._verify = self._certificates()
+        self._pid = os.getpid()
+        self._adapter = self._new_adapter()
+
+    def send(self, call: Call) -> Reply:
+        """Make a request and read its whole reply.
+
+        Raises `APIConnectionError`, `APITimeoutError`, `APIStatusError`, `ResponseDecodeError` (a broken body) or
+        `RequestCancelledError`.
+        """
+        reply = self.open(call)
+        try:
+            body = reply.read_all()
+        finally:
+            reply.close()
+        return Reply(reply.status, reply.headers, body, reply.url, reply.request_id)
+
+    def open(self, call: Call) -> "OpenReply":
+        """Make a request and return its reply with the body still to be read; error statuses are raised."""
+        reply = self._exchange(call, fresh=False)
+        if reply is None:
+            _rewind(call.body)
+            reply = self._exchange(call, fresh=True)
+            assert reply is not None  # a fresh connection is never stale
+        if not 200 <= reply.status < 300:
+            try:
+                raise reply.error()
+            finally:
+                reply.close()
+        return reply
+
+    def stream(self, call: Call, reader: Reader[Item], idle: Optional[float]) -> Stream[Item]:
+        """Make a request and return its events as a stream whose first item has arrived.
+
+        `idle` is the longest silence between two events, in seconds. Raises what `send` raises, and
+        `IncompleteStreamError`.
+        """
+        reply = self.open(call)
+        reply.check_event_stream()
+        return Stream(reply, reader, Limits(call.timeout[1], idle))
+
+    def close(self) -> None:
+        """Close all idle connections; the transport opens new ones when it is used again."""
+        self._adapter.close()
+
+    def _exchange(self, call: Call, fresh: bool) -> Optional["OpenReply"]:
+        """Send the request; return ``None`` if a pooled connection turned out to be closed already."""
+        exchange = Exchange()
+        exchange.fresh = fresh
+        watch = Watch(exchange, call)
+        current.exchange = exchange
+        try:
+            response = self._session().send(
+                self._prepared(call),
+                stream=True,
+                timeout=call.timeout,
+                verify=self._verify,
+                proxies=self._proxies_for(call.url),  # type: ignore[arg-type]
+                allow_redirects=False,
+            )
+        except Exception as error:
+            watch.stop()
+            stale = exchange.reused and not fresh and exchange.cancelled is None
+            if stale and time.monotonic() - exchange.sent_at < _STALE_WITHIN and _hung_up(error):
+                return None
+            raise self._failure(exchange, call, error) from error
+        except BaseException:  # Ctrl-C: nobody will read the reply
+            exchange.cancel("interrupted")
+            watch.stop()
+            raise
+        finally:
+            current.exchange = None
+        return OpenReply(response, exchange, watch, call, partial(self._failure, exchange, call))
+
+    def _session(self) -> requests.Session:
+        if self._pid != os.getpid():  # forked: the parent's sockets are not ours to use
+            self._pid = os.getpid()
+            self._adapter = self._new_adapter()
+            self._local = threading.local()
+        session: Optional[requests.Session] = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+            session.trust_env = False
+            session.mount("http://", self._adapter)
+            session.mount("https://", self._adapter)
+        return session
+
+    def _new_adapter(self) -> PoolAdapter:
+        network = self._network
+        adapter = PoolAdapter(
+            idle_limit=network.keep_alive_timeout_in_seconds,
+            pool_maxsize=min(network.max_conns_per_host, 256),  # idle connections kept, not connections allowed
+        )
+        weakref.finalize(self, adapter.close)
+        return adapter
+
+    def _prepared(self, call: Call) -> requests.PreparedRequest:
+        template = self._templates.get((call.method, call.url))
+        if template is None:
+            template = requests.Request(call.method, call.url).prepare()
+            self._templates[call.method, call.url] = template
+        prepared = template.copy()
+        headers: CaseInsensitiveDict[str] = CaseInsensitiveDict(call.headers)
+        body = call.body
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        prepared.headers = headers
+        prepared.body = body
+        return prepared
+
+    # ------------------------------------------------------------ proxies and certificates
+
+    def _proxies_for(self, url: str) -> Dict[str, Optional[str]]:
+        origin = url.partition("/v1/")[0]
+        proxies = self._proxies.get(origin)
+        if proxies is None:
+            proxies = self._proxies[origin] = self._choose_proxies(url)
+        return proxies
+
+    def _choose_proxies(self, url: str) -> Dict[str, Optional[str]]:
+        proxy = self._proxy
+        if proxy.type in ("http", "socks5"):
+            return {"http": proxy.url_with_credentials(), "https": proxy.url_with_credentials()}
+        host = urlsplit(url).hostname or ""
+        if proxy.type == "none" or is_loopback(host):
+            return {"http": None, "https": None}
+        return dict(get_environ_proxies(url))
+
+    def _certificates(self) -> Union[bool, str]:
+        network, proxy = self._network, self._proxy
+        if network.insecure_skip_verify:
+            return False
+        pem = network.ca_cert_pem or proxy.ca_cert_pem
+        if pem is None:
+            # requests lets the environment override Session.verify, but only in Session.request.
+            return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        if "-----BEGIN" not in pem:
+            return pem  # a path
+        handle, path = tempfile.mkstemp(prefix="vllm_bridge_ca_", suffix=".pem")
+        with os.fdopen(handle, "w") as file:
+            file.write(pem)
+        weakref.finalize(self, _remove, path)
+        return path
+
+    # ------------------------------------------------------------ errors
+
+    def _failure(self, exchange: Exchange, call: Call, error: BaseException) -> BridgeError:
+        """Return our error for one of requests', urllib3's or the socket's, raised before or within a reply."""
+        fields: Dict[str, Any] = {"request_id": call.request_id, "url": call.url}
+        if exchange.cancelled is not None:
+            return cancelled_error(exchange.cancelled, call)
+        where = "%s://%s" % urlsplit(call.url)[:2]
+        connect, read = call.timeout
+        reason = _reason(error)
+        if not exchange.connected and not isinstance(error, requests.exceptions.ReadTimeout):
+            if _is_timeout(error):
+                return APITimeoutError(
+                    "no connection to %s within %s s (connect timeout); raise it with timeout=(connect, read)"
+                    % (where, _seconds(connect)),
+                    code=CONNECTION_NOT_MADE,
+                    **fields,
+                )
+            if isinstance(error, requests.exceptions.SSLError):
+                bundle = self._verify if isinstance(self._verify, str) else "requests' own CA bundle"
+                return APIConnectionError(
+                    "TLS with %s failed: %s (certificates checked against %s; set ca_cert_pem or REQUESTS_CA_BUNDLE)"
+                    % (where, reason, bundle),
+                    code="tls_error",
+                    **fields,
+                )
+            if isinstance(error, requests.exceptions.ProxyError):
+                return APIConnectionError(
+                    "cannot connect to %s through the proxy: %s" % (where, reason), code=CONNECTION_NOT_MADE, **fields
+                )
+            if isinstance(error, requests.ConnectionError) or not isinstance(error, requests.RequestException):
+                return APIConnectionError(
+                    "cannot connect to %s: %s; is the server running there, and is base_url right?" % (where, reason),
+                    code=CONNECTION_NOT_MADE,
+                    **fields,
+                )
+        if _is_timeout(error):
+            return APITimeoutError(
+                "%s sent nothing for %s s (read timeout); raise it with timeout=(connect, read) or "
+                "default_request_timeout_in_seconds" % (where, _seconds(read)),
+                **fields,
+            )
+        if isinstance(error, (requests.exceptions.ContentDecodingError, requests.exceptions.InvalidHeader, ValueError)):
+            return ResponseDecodeError("%s sent a reply that cannot be read: %s" % (where, reason), **fields)
+        return APIConnectionError("%s hung up without a complete reply: %s" % (where, reason), **fields)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name is this machine: ``localhost``, ``127.0.0.0/8``, ``::1``."""
+    return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what lies under it: requests and urllib3 wrap the socket's error several times."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        inner = getattr(error, "reason", None)
+        if not isinstance(inner, BaseException):
+            inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
+        error = inner or error.__cause__ or error.__context__  # type: ignore[assignment]
+
+
+def _is_timeout(error: BaseException) -> bool:
+    # In urllib3 a refused connection is a NewConnectionError, and that a ConnectTimeoutError.
+    kinds = (requests.exceptions.ReadTimeout, urllib3.exceptions.TimeoutError, socket.timeout)
+    refused = urllib3.exceptions.NewConnectionError
+    return any(isinstance(inner, kinds) and not isinstance(inner, refused) for inner in _chain(error))
+
+
+def _hung_up(error: BaseException) -> bool:
+    return not _is_timeout(error) and any(
+        isinstance(inner, (ConnectionError, http.client.RemoteDisconnected)) for inner in _chain(error)
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Return the words of the innermost error, without object addresses."""
+    innermost = list(_chain(error))[-1]
+    text = getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
+    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(text))
+
+
+def _seconds(value: Optional[float]) -> str:
+    return "%g" % value if value is not None else "unlimited"
+
+
+def _rewind(body: Any) -> None:
+    if hasattr(body, "rewind"):
+        body.rewind()
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

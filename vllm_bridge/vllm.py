@@ -1,0 +1,92 @@
+"""vLLM: only what it does differently from OpenAI."""
+
+from typing import Any, Callable, Dict, Optional, TypeVar
+
+from . import chat, rerank, text
+from .caller import Wire
+from .errors import APIStatusError, BridgeError, NotFoundError
+from .model_list import PATH as MODELS
+from .provider import PATHS, BaseOpenAIProvider
+from .reply import Reply
+from .stream import Reader, Stream
+from .wire import object_of
+
+__all__ = ["VLLMProvider"]
+
+T = TypeVar("T")
+
+
+class VLLMProvider(BaseOpenAIProvider):
+    """A vLLM server, or several: ``VLLMProvider("http://gpu:8000", api_key=..., timeout=(5, 600))``.
+
+    Without a URL it is ``VLLM_BASE_URL``, else ``http://localhost:8000``; without a key ``VLLM_API_KEY``, else no key
+    is sent.
+    """
+
+    name = "vllm"
+
+    def _dialect(self, operation: str, body: Dict[str, Any]) -> Dict[str, Any]:
+        if operation.startswith("chat_completion"):
+            return chat.prepare(body)
+        if operation.startswith("text_completion"):
+            return text.prepare(body)
+        return body
+
+    def _adapted(self, operation: str, payload: Dict[str, Any]) -> Dict[str, Any]:
+        if operation == "chat_completion":
+            return chat.normalise(payload)
+        if operation == "text_completion":
+            return text.normalise(payload)
+        return payload
+
+    def _needs_reading(self, operation: str, body: bytes) -> bool:
+        if operation not in ("chat_completion", "text_completion"):
+            return False
+        reasoning = body.count(b'"reasoning') != body.count(b'"reasoning":null') + body.count(b'"reasoning_tokens"')
+        return reasoning or b'"finish_reason":"abort"' in body or b'"finish_reason":"error"' in body
+
+    def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
+        try:
+            return super()._reply(operation, body, model)
+        except APIStatusError as error:
+            if operation == "rerank" and rerank.falls_back(error):
+                return self._rerank_elsewhere(body, model, error)
+            raise self._explained(operation, error) from None
+
+    def _open(self, operation: str, body: Wire, model: Optional[str], reader: Callable[[], Reader[T]]) -> Stream[T]:
+        try:
+            return super()._open(operation, body, model, reader)
+        except NotFoundError as error:
+            raise self._explained(operation, error) from None
+
+    def _rerank_elsewhere(self, body: Wire, model: Optional[str], first: APIStatusError) -> Reply:
+        """Try ``/rerank``, where older deployments have it; the first error stands if it is not there either."""
+        try:
+            return self._caller.reply("POST", "/rerank", body, model, self._options)
+        except APIStatusError as second:
+            if rerank.falls_back(second):
+                raise self._explained("rerank", first) from None
+            raise
+
+    def _explained(self, operation: str, error: APIStatusError) -> APIStatusError:
+        """Say what a bare 404 means: the route is missing because no model of the server offers the operation."""
+        if not isinstance(error, NotFoundError) or error.payload != {"detail": "Not Found"}:
+            return error
+        error.message = "this server does not offer %s (POST %s is not there)" % (operation, PATHS[operation])
+        models = self._models_at(error.url)
+        if models:
+            error.message += "; its models are: %s" % ", ".join(models)
+        error.type = error.type or "NotFoundError"
+        return error
+
+    def _models_at(self, url: Optional[str]) -> Any:
+        """Return the ids of the models at the server that answered, as far as it tells."""
+        for key in self._caller.ring.keys:
+            if url is not None and key.url is not None and url.startswith(key.url + "/"):
+                options = self._options._replace(timeout=(2.0, 2.0), trace=None)
+                try:
+                    reply = self._caller.get(MODELS, key, options)
+                    return [str(model["id"]) for model in object_of(reply.body)["data"]]
+                except (BridgeError, LookupError, TypeError):
+                    return []
+        return []

@@ -1,0 +1,61 @@
+"""Bodies of requests and replies: keywords → request body → JSON, and JSON → object."""
+
+import json
+from typing import Any, Dict, Mapping
+
+from .errors import BadRequestError, ResponseDecodeError
+from .records import decode
+
+__all__ = ["merged", "object_of", "to_json"]
+
+
+def merged(wire: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return the body of an operation's keywords: no ``None``, ``extra_body`` and ``extra_params`` merged in.
+
+    Two objects of one name are merged, of anything else the extra value stays (SPEC §2.2).
+    """
+    body = {name: value for name, value in wire.items() if value is not None}
+    for wrapper in ("extra_body", "extra_params"):
+        extra = body.pop(wrapper, None)
+        if extra is None:
+            continue
+        if not isinstance(extra, Mapping):
+            raise BadRequestError("%s must be an object, got %s" % (wrapper, type(extra).__name__), param=wrapper)
+        _merge(body, extra)
+    return body
+
+
+def _merge(target: Dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for name, value in extra.items():
+        have = target.get(name)
+        if isinstance(have, Mapping) and isinstance(value, Mapping):
+            target[name] = dict(have)
+            _merge(target[name], value)
+        else:
+            target[name] = value
+
+
+def object_of(body: bytes, **fields: Any) -> Dict[str, Any]:
+    """Return the JSON object of a reply's body; `ResponseDecodeError`, with `fields`, if it is none."""
+    try:
+        payload = decode(body)
+    except ResponseDecodeError as error:
+        error.__dict__.update(fields)
+        raise
+    if not isinstance(payload, dict):
+        raise ResponseDecodeError("the server sent no JSON object: %.200r" % (payload,), payload=payload, **fields)
+    return payload
+
+
+def to_json(wire: Dict[str, Any]) -> bytes:
+    """Return a request body as JSON, or raise `BadRequestError` naming the field that has no JSON form."""
+    try:
+        return json.dumps(wire, separators=(",", ":"), allow_nan=False).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = str(error)
+    for name, value in wire.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadRequestError("%s has no JSON form: %s" % (name, error), param=str(name)) from None
+    raise BadRequestError("the request has no JSON form: %s" % reason)
