@@ -4,11 +4,15 @@ from .context import ResponseContext
 from .events import ResponseEvents, iter_events
 from .request import to_chat
 from .response import from_chat
+from .reverse import ChatChunks, iter_chunks, to_completion
 
 __all__ = [
+    "ChatChunks",
     "ResponseContext",
     "ResponseEvents",
     "from_chat",
+    "iter_chunks",
     "iter_events",
     "to_chat",
+    "to_completion",
 ]
