@@ -1,7 +1,7 @@
 """``python -m vllm_bridge.echo``: run the stand-in until Ctrl-C."""
 
 import argparse
-import threading
+from threading import Event
 from typing import Optional, Sequence
 
 from .server import EchoServer
@@ -25,7 +25,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     with server:
         print(server.url, flush=True)
         try:
-            threading.Event().wait()
+            Event().wait()
         except KeyboardInterrupt:
             return 130
     return 0

@@ -1,10 +1,10 @@
 """POST /v1/chat/completions: the replies and the chunks of vLLM 0.32.0, key for key."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from .directives import Plan
-from .generate import (FINGERPRINT, Generation, Token, answer, calls, generate, last_usage, length_check, logprob,
-                       pieces, sampling_checks, text_of, thinks, token_id, usage, whole)
+from .generate import (FINGERPRINT, Generation, Token, answer, calls, candidates, generate, last_usage, length_check,
+                       logprob, pieces, prompt_logprobs, sampling_checks, text_of, thinks, token_id, usage, whole)
 from .refusal import bad_request, plain_bad_request
 from .reply import Reply
 
@@ -81,6 +81,7 @@ class _Shape:
         self._body = body
         self._identity = identity
         self._counted = counted
+        self._prompt = prompt
         self._forced = body.get("tool_choice") == "required" or isinstance(body.get("tool_choice"), dict)
         self._reasoning_shown = body.get("include_reasoning") is not False
         self._with_ids = bool(body.get("return_token_ids"))
@@ -99,7 +100,8 @@ class _Shape:
         return {
             "id": self._identity["id"], "object": "chat.completion", "created": self._identity["created"],
             "model": self._identity["model"], "choices": choices, "service_tier": None,
-            "system_fingerprint": FINGERPRINT, "usage": self._counted, "prompt_logprobs": None,
+            "system_fingerprint": FINGERPRINT, "usage": self._counted,
+            "prompt_logprobs": prompt_logprobs(self._prompt, whole(self._body, "prompt_logprobs")),
             "prompt_token_ids": self._prompt_ids, "prompt_text": self._prompt_text,
             "kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
 
@@ -200,11 +202,6 @@ class _Shape:
                               "completion_tokens_details": None}
         chunk.update(more or {})
         return chunk
-
-
-def candidates(text: str, top: int) -> List[Tuple[str, float]]:
-    """Return the ``top`` most likely tokens at a place, the one that was taken first."""
-    return [(text if rank == 0 else " other%d" % rank, logprob(text) - rank) for rank in range(top)]
 
 
 def _entry(text: str, value: float) -> Dict[str, Any]:

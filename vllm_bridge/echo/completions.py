@@ -2,10 +2,9 @@
 
 from typing import Any, Dict, List, Optional
 
-from .chat import candidates
 from .directives import Plan
-from .generate import (FINGERPRINT, Generation, answer, generate, last_usage, length_check, logprob, pieces,
-                       sampling_checks, token_id, usage, whole)
+from .generate import (FINGERPRINT, Generation, answer, candidates, generate, last_usage, length_check, logprob,
+                       pieces, prompt_logprobs, sampling_checks, token_id, usage, whole)
 from .refusal import bad_request, plain_bad_request
 from .reply import Reply
 
@@ -69,6 +68,9 @@ class _Choice:
         self._prompt = prompt if body.get("echo") else ""
         self._top = whole(body, "logprobs")
         self._with_ids = bool(body.get("return_token_ids"))
+        # Asked for, or a by-product of logprobs with echo (completions_echo_logprobs).
+        asked = whole(body, "prompt_logprobs", self._top if self._prompt else None)
+        self._prompt_logprobs = prompt_logprobs(prompt, asked)
         self._prompt_ids = [token_id(text) for text in pieces(prompt)] if self._with_ids else None
 
     def whole(self, index: int) -> Dict[str, Any]:
@@ -76,8 +78,8 @@ class _Choice:
         texts = [token.text for token in self.generation.tokens]
         return {"index": index, "text": self._prompt + "".join(texts), "logprobs": self._logprobs(texts, 0, True),
                 "finish_reason": self.generation.finish_reason, "stop_reason": self.generation.stop_reason,
-                "token_ids": self._ids(texts), "prompt_logprobs": None, "prompt_token_ids": self._prompt_ids,
-                "routed_experts": None}
+                "token_ids": self._ids(texts), "prompt_logprobs": self._prompt_logprobs,
+                "prompt_token_ids": self._prompt_ids, "routed_experts": None}
 
     def parts(self, index: int) -> List[Dict[str, Any]]:
         """Return the choices of the stream's chunks; after a stop the last one has no text (completions_stream)."""
@@ -112,7 +114,9 @@ class _Choice:
             found["text_offset"].append(offset)
             found["token_logprobs"].append(logprob(text) if known else None)
             found["tokens"].append(text)
-            found["top_logprobs"].append(dict(candidates(text, max(1, self._top))) if known else None)
+            # A prompt's token is seldom the likeliest, so it comes besides those (completions_echo_logprobs).
+            top = max(1, self._top) + (number < len(echoed))
+            found["top_logprobs"].append(dict(candidates(text, top)) if known else None)
             offset += len(text)
         return found
 

@@ -58,6 +58,23 @@ def logprob(text: str) -> float:
     return -(token_id(text) % 1000) / 1024.0
 
 
+def candidates(text: str, top: int) -> List[Tuple[str, float]]:
+    """Return the ``top`` most likely tokens at a place, the one that was taken first."""
+    return [(text if rank == 0 else " other%d" % rank, logprob(text) - rank) for rank in range(top)]
+
+
+def prompt_logprobs(prompt: str, top: Optional[int]) -> Optional[List[Any]]:
+    """Return what ``prompt_logprobs`` asks for: by token id, and null for the first token, before which is nothing."""
+    if top is None:
+        return None
+    found: List[Any] = [None]
+    for piece in pieces(prompt)[1:]:
+        ranked = enumerate(candidates(piece, top + 1), 1)
+        found.append({str(token_id(text)): {"logprob": value, "rank": rank, "decoded_token": text}
+                      for rank, (text, value) in ranked})
+    return found
+
+
 def text_of(content: Any) -> str:
     """Return the text of a message's content: a string, or parts of which the text ones count."""
     if isinstance(content, list):
@@ -170,7 +187,8 @@ def generate(body: Dict[str, Any], plan: Plan, said: str, made: List[Tuple[str, 
             while cycle and len(tokens) < budget:
                 tokens += cycle[:budget - len(tokens)]
     generation = Generation(tokens, "tool_calls" if made and not isinstance(body.get("tool_choice"), dict) else "stop")
-    if budget is not None and len(tokens) > budget:
+    # A text of just max_tokens ends with length too: the end itself would be one token more.
+    if budget is not None and tokens and len(tokens) + (not made) > budget:
         generation = Generation(tokens[:budget], "length")
         generation.cut_call = any(token.kind == "name" for token in generation.tokens)
     _stop(generation, body)

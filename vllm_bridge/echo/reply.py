@@ -107,8 +107,8 @@ def _in_one_piece(reply: Reply, plan: Plan, delay: float) -> Iterator[Step]:
     if plan.die_after is not None or plan.cut_after is not None:
         yield reply.body[:len(reply.body) // 2]
         yield Cut()
-        return
-    yield reply.body
+    else:
+        yield reply.body
 
 
 def _streamed(reply: Reply, events: List[Any], plan: Plan, delay: float) -> Iterator[Step]:

@@ -18,6 +18,8 @@ from .reply import DONE, Cut, Head, Reply, steps
 
 _RECORDED = 1000
 _GUARDED = ("/v1", "/v2")
+_NO_HTTP = (b"HTTP/1.1 400 Bad Request\r\ndate: %s\r\nserver: uvicorn\r\ncontent-type: text/plain; charset=utf-8\r\n"
+            b"content-length: 30\r\nconnection: close\r\n\r\nInvalid HTTP request received.")
 
 
 class RecordedRequest:
@@ -264,8 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: Optional[str] = None, explain: Optional[str] = None) -> None:
         """Answer what is no HTTP as uvicorn does (err_bad_http)."""
         self.close_connection = True
-        reply = Reply("Invalid HTTP request received.", 400, {"content-type": "text/plain; charset=utf-8"})
-        self.wfile.write(self._head(reply) + reply.body)
+        self.wfile.write(_NO_HTTP % formatdate(usegmt=True).encode("ascii"))
 
     def _serve(self) -> None:
         self.connection.settimeout(None)
@@ -279,9 +280,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(400)
             return
         echo = self.server.echo
-        echo.requests.append(RecordedRequest(self.command, self.path, headers, body, self.client_address))
+        # Not self.path, in which newer Pythons fold leading slashes (err_double_slash).
+        target = self.requestline.split()[1]
+        echo.requests.append(RecordedRequest(self.command, target, headers, body, self.client_address))
         try:
-            self._perform(echo._answer(self.command, self.path, headers, body))
+            self._perform(echo._answer(self.command, target, headers, body))
         except (_Gone, OSError):
             self.close_connection = True
 
@@ -352,14 +355,14 @@ class _Handler(BaseHTTPRequestHandler):
             lines.append("content-length: %d" % len(reply.body))
             if reply.body:
                 lines.append("content-type: " + headers.pop("content-type", "application/json"))
+        lines += ["location: " + headers.pop("location")] if "location" in headers else []
         # The 401 comes from before the CORS layer, which adds this one (auth_missing).
         lines += ["vary: Origin"] if reply.status != 401 else []
         lines += ["%s: %s" % pair for pair in headers.items()]
-        if reply.events is not None and self._chunked:
-            lines.append("transfer-encoding: chunked")
-        elif reply.events is not None:
+        if reply.events is not None and not self._chunked:
             self.close_connection = True
         lines += ["connection: close"] if self.close_connection else []
+        lines += ["transfer-encoding: chunked"] if reply.events is not None and self._chunked else []
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
     def _pause(self, seconds: float) -> None:
