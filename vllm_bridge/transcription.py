@@ -170,7 +170,7 @@ _BOOLEANS.update({word: False for word in ("false", "0", "off", "f", "n", "no")}
 # ---------------------------------------------------------------- reply
 
 
-def result(body: bytes, content_type: str, response_format: Optional[str] = None) -> Dict[str, Any]:
+def result(body: bytes, content_type: str, response_format: Any = None) -> Dict[str, Any]:
     """Read the reply of a transcription that does not stream.
 
     Text, srt and vtt become ``{"text": body}``, to the byte. JSON is returned as it was sent (``duration`` may be a
@@ -186,7 +186,7 @@ def result(body: bytes, content_type: str, response_format: Optional[str] = None
     if not is_json:
         if is_html(declared, text):
             raise ResponseDecodeError("HTML response received from provider", payload=text)
-        if response_format in _RAW_FORMATS:
+        if isinstance(response_format, str) and response_format in _RAW_FORMATS:  # a form may repeat it: a list
             return {"text": text}
         if declared.startswith("text/") and not text.lstrip("\ufeff \t\r\n").startswith("{"):
             return {"text": text}
