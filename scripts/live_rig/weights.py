@@ -1,0 +1,47 @@
+"""The tiny models, made by the scripts under models/ the first time that they are wanted (about a minute, 7 MB)."""
+
+import os
+import pathlib
+import shutil
+from typing import Dict
+
+from . import environment
+
+MAKERS = pathlib.Path(__file__).parent / "models"
+NAMES = ["chat", "embed", "rerank", "whisper"]
+
+
+def quiet(extra: Dict[str, str]) -> Dict[str, str]:
+    """Extend this process's environment so that nothing is fetched, reported or written into a home folder."""
+    root = environment.cache()
+    env = dict(os.environ)
+    env.update({
+        "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(root / "hf"),
+        "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CACHE_ROOT": str(root / "vllm"),
+        "VLLM_CONFIG_ROOT": str(root / "vllm"), "TORCHINDUCTOR_CACHE_DIR": str(root / "inductor"),
+        "NO_COLOR": "1", "PYTHONUNBUFFERED": "1",
+    })
+    for name in ("VLLM_API_KEY", "VLLM_BASE_URL", "PYTHONPATH", "PYTHONHOME"):
+        env.pop(name, None)            # meant for the client; vLLM reads the first two as its own
+    env.update(extra)
+    return env
+
+
+def model(name: str, python: str) -> pathlib.Path:
+    """Give the folder of a model, made from its script if this version of it is not there yet."""
+    script = MAKERS / (name + ".py")
+    root = environment.cache()
+    folder = root / ("model-%s-%s" % (name, environment.fingerprint(
+        [script.read_text(encoding="utf-8"), environment.VLLM, environment.TORCH])))
+    with environment.locked(root):
+        if not folder.exists():
+            half = folder.with_name(folder.name + ".half")
+            shutil.rmtree(str(half), ignore_errors=True)
+            half.mkdir()
+            log = root / ("model-%s.log" % name)
+            log.write_bytes(b"")
+            if not environment.step("make the %s model" % name, [python, str(script), str(half)], log, quiet({})):
+                raise RuntimeError("the %s model could not be made: %s (all of it in %s)"
+                                   % (name, environment.reason(log), log))
+            half.rename(folder)
+    return folder
