@@ -385,6 +385,17 @@ def test_completions_count_as_they_go(server):
     assert chunks[-1]["choices"] == []
 
 
+@pytest.mark.parametrize("path, fields", [
+    ("/v1/chat/completions", {"messages": "text"}), ("/v1/chat/completions", {"messages": [5]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user"}], "tools": [5]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user"}], "response_format": "json"}),
+    ("/v1/completions", {"prompt": "a", "stop": 5}), ("/v1/completions", {"prompt": "a", "stream": True, "stop": 5}),
+    ("/v1/embeddings", {"input": "a", "dimensions": []}), ("/rerank", {"query": 5, "documents": ["a"]})])
+def test_fields_of_wrong_types_are_refused(server, path, fields):
+    reply = send(server, "POST", path, fields, {"Content-Type": "application/json"})
+    assert (reply.status, list(reply.json["error"])) == (400, ["message", "type", "param", "code"])
+
+
 def test_an_empty_body_is_a_missing_one(server):
     real = wire.load("err_json_null_body")
     ours = send(server, "POST", "/v1/chat/completions", "", {"Content-Type": "application/json"})

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 from . import audio, chat, completions, pooling
 from .directives import Plan, parse
-from .refusal import Refusal, invalid, problem, missing, unknown_model, unreadable
+from .refusal import Refusal, invalid, problem, missing, plain_bad_request, unknown_model, unreadable
 from .reply import Reply, check, refused
 
 VERSION = "0.32.0"
@@ -84,6 +84,10 @@ def respond(path: str, question: Question, world: World) -> Answer:
         return Answer(answer(body, plan, identity, world), plan)
     except Refusal as refusal:
         return Answer(refused(refusal, plan, streaming), plan)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as failure:
+        # vLLM's schema names the field in such a case; the stand-in knows no more than that a type is wrong.
+        strange = plain_bad_request("echo: a field has a type that cannot be read: %s" % failure)
+        return Answer(refused(strange, plan, streaming), plan)
 
 
 def _plan(question: Question, text: str) -> Plan:

@@ -114,7 +114,7 @@ def rerank(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any]) -> Reply:
 
 
 def _check_rerank(query: Any, documents: Any, body: Dict[str, Any]) -> None:
-    if isinstance(query, list) or query is None:
+    if not isinstance(query, (str, dict)):
         raise invalid(problem("string_type", "body.query", "Input should be a valid string", query),
                       problem("dict_type", "body.query.ScoreMultiModalParam",
                               "Input should be a valid dictionary", query))

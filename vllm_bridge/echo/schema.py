@@ -82,6 +82,6 @@ def _number(kind: str, schema: Dict[str, Any]) -> Any:
     value = max(schema.get("minimum", 0), schema.get("exclusiveMinimum", -step) + step)
     if "maximum" in schema:
         value = min(value, schema["maximum"])
-    if value % step:
+    if "multipleOf" in schema and value % step:
         value += step - value % step
     return int(value) if kind == "integer" else value
