@@ -5,14 +5,25 @@ from typing import Any, Dict, Generic, List, Optional, Sequence, Type, TypeVar
 
 from .chat import ChatAccumulator, normalise_chunk
 from .errors import IncompleteStreamError, ResponseDecodeError, payload_error
-from .records import ChatCompletion, ChatCompletionChunk, Completion, Record, TranscriptionEvent, decode
+from .records import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    Record,
+    Response,
+    ResponseEvent,
+    TranscriptionEvent,
+    decode,
+)
 from .sse import Event
 from .text import CompletionAccumulator
 from .transcription import TranscriptionEvents
 
-__all__ = ["ChatChunks", "ChunkReader", "CompletionChunks", "TranscriptionReader", "payload_of"]
+__all__ = ["ChatChunks", "ChunkReader", "CompletionChunks", "ResponsesReader", "TranscriptionReader", "payload_of"]
 
 R = TypeVar("R", bound=Record)
+
+_TERMINAL = frozenset(("response.completed", "response.incomplete", "response.failed", "response.cancelled"))
 
 
 def payload_of(event: Event) -> Dict[str, Any]:
@@ -140,6 +151,37 @@ class CompletionChunks(ChunkReader[Completion]):
     def partial(self) -> Completion:
         """Return what has arrived so far as a completion."""
         return Completion(self._folded(CompletionAccumulator()))
+
+
+class ResponsesReader:
+    """The events of a server's own Responses stream, as they are.
+
+    vLLM 0.32 ends a failed one by closing the socket, without an event of its own (WIRE.md §1.3), and a good one after
+    its terminal event, without ``[DONE]``.
+    """
+
+    def __init__(self) -> None:
+        self.finished = False
+        self._response: Optional[Dict[str, Any]] = None
+
+    def feed(self, event: Event) -> Sequence[ResponseEvent]:
+        """Return the event; raise an error that stands where an event should."""
+        if not event.data:
+            return ()
+        payload = payload_of(event)
+        if type(payload.get("response")) is dict:
+            self._response = payload["response"]
+        if payload.get("type") in _TERMINAL:
+            self.finished = True
+        return (ResponseEvent(payload),)
+
+    def finish(self) -> Sequence[ResponseEvent]:
+        """Return nothing: no event is held back."""
+        return ()
+
+    def partial(self) -> Optional[Response]:
+        """Return the Response as the last event told it."""
+        return None if self._response is None else Response(self._response)
 
 
 class TranscriptionReader:

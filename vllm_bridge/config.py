@@ -301,7 +301,7 @@ class ProviderConfig(_Settings):
     keys: Tuple[Key, ...]
     send_back_raw_request: bool
     send_back_raw_response: bool
-    native_responses: bool
+    native_responses: Union[bool, str]
 
     _names = (
         "network_config", "proxy_config", "keys", "send_back_raw_request", "send_back_raw_response", "native_responses",
@@ -315,7 +315,7 @@ class ProviderConfig(_Settings):
         keys: Iterable[Union[Key, Mapping[str, Any]]] = (),
         send_back_raw_request: bool = False,
         send_back_raw_response: bool = False,
-        native_responses: bool = False,
+        native_responses: Union[bool, str] = False,
         *,
         path: str = "",
         environ: _Environ = None,
@@ -331,7 +331,7 @@ class ProviderConfig(_Settings):
             keys=listed,
             send_back_raw_request=fields.flag(send_back_raw_request, at("send_back_raw_request")),
             send_back_raw_response=fields.flag(send_back_raw_response, at("send_back_raw_response")),
-            native_responses=fields.flag(native_responses, at("native_responses")),
+            native_responses=_native(native_responses, at("native_responses")),
         )
 
     @classmethod
@@ -354,6 +354,14 @@ class ProviderConfig(_Settings):
             value = fields.header_text(environ.get("VLLM_API_KEY", "").strip(), "VLLM_API_KEY")
             return (Key(value=value, url=url),)
         return tuple(key if key.url else key.replace(url=url) for key in self.keys)
+
+
+def _native(value: Any, path: str) -> Union[bool, str]:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, bool):
+        raise fields.wrong(path, 'true, false or "auto"', value)
+    return value
 
 
 def _group(cls: Type[_S], value: Any, path: str, environ: _Environ) -> _S:

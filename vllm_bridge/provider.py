@@ -5,7 +5,7 @@ from typing import Any, BinaryIO, Callable, Dict, Mapping, NoReturn, Optional, T
 
 from . import rerank, text, transcription
 from .caller import Caller, Options, Wire
-from .chunks import ChatChunks, CompletionChunks, TranscriptionReader
+from .chunks import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
 from .config import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
 from .errors import BadRequestError, ConfigError, UnsupportedOperationError
 from .frames import Frames, Tally
@@ -19,6 +19,8 @@ from .records import (
     ModelList,
     Record,
     Rerank,
+    Response,
+    ResponseEvent,
     Transcription,
     TranscriptionEvent,
 )
@@ -165,6 +167,16 @@ class BaseOpenAIProvider:
         body = rerank.prepare(given)
         reply = self._reply("rerank", body, _model(body))
         return self._finished(Rerank(rerank.convert(_object(reply), given)), body, reply)
+
+    def responses(self, /, **wire: Any) -> Response:
+        """Answer ``input`` by the Responses API."""
+        return self._record(Response, "responses", self._body("responses", wire))
+
+    def responses_stream(self, /, **wire: Any) -> Stream[ResponseEvent]:
+        """Answer ``input`` by the Responses API, event by event."""
+        body = self._body("responses_stream", wire)
+        body["stream"] = True
+        return self._stream("responses", body, ResponsesReader)
 
     def list_models(self, /) -> ModelList:
         """List the models of all servers, without their duplicates."""

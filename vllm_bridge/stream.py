@@ -2,7 +2,7 @@
 
 import time
 from itertools import chain
-from typing import Any, Generator, Generic, Iterator, List, Optional, Protocol, Sequence, TypeVar
+from typing import Any, Callable, Generator, Generic, Iterator, List, Optional, Protocol, Sequence, TypeVar
 
 from .errors import APIConnectionError, APITimeoutError, IncompleteStreamError
 from .sse import Event, EventDecoder
@@ -10,6 +10,7 @@ from .sse import Event, EventDecoder
 __all__ = ["GRACE", "Limits", "Reader", "Source", "Stream"]
 
 Item = TypeVar("Item")
+Other = TypeVar("Other")
 Item_co = TypeVar("Item_co", covariant=True)
 
 # Seconds that a stream may stay without an event after its finish reason before it counts as ended (SPEC §4.3).
@@ -71,12 +72,21 @@ class Stream(Generic[Item]):
     end, `APITimeoutError` when it falls silent, `APIStatusError` when the server reports an error.
     """
 
-    def __init__(self, source: Source, reader: Reader[Item], limits: Limits) -> None:
+    def __init__(self, source: Source, items: Generator[Item, None, None]) -> None:
         self.request_id = source.request_id
         self._source = source
-        self._rest = _items(source, reader, limits)
+        self._rest = items
         # Reading the first item starts the generator, so that its `finally` runs even if nobody iterates.
-        self._items: Iterator[Item] = chain(list(_first(self._rest)), self._rest)
+        self._items: Iterator[Item] = chain(list(_first(items)), items)
+
+    @classmethod
+    def over(cls, source: Source, reader: Reader[Item], limits: Limits) -> "Stream[Item]":
+        """Return the stream of an open reply."""
+        return cls(source, _items(source, reader, limits))
+
+    def converted(self, convert: Callable[[Iterator[Item]], Iterator[Other]]) -> "Stream[Other]":
+        """Return a stream of what `convert` makes of this one's items; closing it closes this one."""
+        return Stream(self._source, _converted(self, convert))
 
     def __iter__(self) -> Iterator[Item]:
         return self._items
@@ -107,6 +117,13 @@ def _first(items: Iterator[Item]) -> Iterator[Item]:
     for item in items:
         yield item
         return
+
+
+def _converted(
+    stream: Stream[Item], convert: Callable[[Iterator[Item]], Iterator[Other]]
+) -> Generator[Other, None, None]:
+    with stream:
+        yield from convert(iter(stream))
 
 
 def _items(source: Source, reader: Reader[Item], limits: Limits) -> Generator[Item, None, None]:

@@ -84,7 +84,7 @@ class Transport:
         """
         reply = self.open(call)
         reply.check_event_stream()
-        return Stream(reply, reader, Limits(call.timeout[1], idle))
+        return Stream.over(reply, reader, Limits(call.timeout[1], idle))
 
     def close(self) -> None:
         """Close all idle connections; the transport opens new ones when it is used again."""

@@ -1,12 +1,14 @@
 """vLLM: only what it does differently from OpenAI."""
 
-from typing import Any, Callable, Dict, Optional, TypeVar
+import logging
+from typing import Any, Callable, Dict, Optional, Tuple, TypeVar
 
 from . import chat, rerank, text
 from .caller import Wire
 from .errors import APIStatusError, BridgeError, NotFoundError
 from .model_list import PATH as MODELS
 from .provider import PATHS, BaseOpenAIProvider
+from .records import Response, ResponseEvent
 from .reply import Reply
 from .stream import Reader, Stream
 from .wire import object_of
@@ -14,6 +16,8 @@ from .wire import object_of
 __all__ = ["VLLMProvider"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("vllm_bridge")
 
 
 class VLLMProvider(BaseOpenAIProvider):
@@ -24,6 +28,63 @@ class VLLMProvider(BaseOpenAIProvider):
     """
 
     name = "vllm"
+
+    def responses(self, /, **wire: Any) -> Response:
+        """Answer ``input`` by the Responses API, over chat completions unless ``native_responses`` is set (SPEC §5).
+
+        What has no place in a chat request is named in the log and in the reply's ``metadata``.
+        """
+        body = self._body("responses", wire)
+        if self._natively():
+            try:
+                return super().responses(**body)
+            except APIStatusError as error:
+                self._go_over_chat(error)
+        from .responses import from_chat
+
+        chat_body, context = self._to_chat(body)
+        reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
+        completion = self._adapted("chat_completion", object_of(reply.body, url=reply.url, request_id=reply.request_id))
+        return self._finished(Response(from_chat(completion, context)), chat_body, reply)
+
+    def responses_stream(self, /, **wire: Any) -> Stream[ResponseEvent]:
+        """Answer ``input`` by the Responses API, event by event.
+
+        An error before the first event is raised; a later one is the stream's ``response.failed``.
+        """
+        body = self._body("responses_stream", wire)
+        if self._natively():
+            try:
+                return super().responses_stream(**body)
+            except APIStatusError as error:
+                self._go_over_chat(error)
+        from .responses import iter_events
+
+        body.pop("stream", None)
+        chat_body, context = self._to_chat(body)
+        stream = self.chat_completion_stream(**chat_body)
+        return stream.converted(lambda chunks: map(ResponseEvent, iter_events(chunks, context)))
+
+    def _natively(self) -> bool:
+        native = self.config.native_responses
+        return native is True or (native == "auto" and not self._caller.lacks_responses)
+
+    def _go_over_chat(self, error: APIStatusError) -> None:
+        """Raise the error unless it says that the server has no Responses route, and ``auto`` allows another way."""
+        missing = error.status_code in (405, 501) or (
+            isinstance(error, NotFoundError) and error.payload == {"detail": "Not Found"}
+        )
+        if self.config.native_responses is True or not missing:
+            raise error
+        self._caller.lacks_responses = True
+
+    def _to_chat(self, body: Dict[str, Any]) -> Tuple[Dict[str, Any], Any]:
+        from .responses import to_chat
+
+        chat_body, context = to_chat(body)
+        for warning in context.warnings:
+            _log.warning("responses: %s", warning)
+        return self._dialect("chat_completion", chat_body), context
 
     def _dialect(self, operation: str, body: Dict[str, Any]) -> Dict[str, Any]:
         if operation.startswith("chat_completion"):
