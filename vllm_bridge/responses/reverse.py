@@ -307,6 +307,8 @@ def _usage(usage: Any) -> Optional[Json]:
     if not isinstance(usage, dict):
         return None
     seen, made = usage.get("input_tokens_details"), usage.get("output_tokens_details")
+    if isinstance(seen, dict) and "created_cache_tokens" in seen:  # one count under two names
+        seen = {key: value for key, value in seen.items() if key != "cache_write_tokens"}
     return dict(
         kept(usage, _USAGE_FIELDS),
         prompt_tokens=usage.get("input_tokens") or 0,
