@@ -538,6 +538,24 @@ def test_fields_of_vllm_reach_the_response():
     assert answer(run(chunk({"content": "a"}, service_tier="flex")))["service_tier"] == "flex"
 
 
+def test_what_a_chunk_brings_beside_its_text_is_not_passed_over():
+    # Such a chunk looks almost like the one that most streams consist of.
+    plain = chunk({"content": "b"})
+    cut = answer(run(chunk({"content": "a"}), chunk({"content": "b"}, "length")))
+    assert cut["status"] == "incomplete"
+    counted = answer(run(chunk({"content": "a"}), dict(plain, usage=USAGE, more=1), plain, STOP))
+    assert counted["usage"]["total_tokens"] == 3 and counted["more"] == 1
+    marked = dict(plain, choices=[dict(plain["choices"][0], mark="x")])
+    assert answer(run(chunk({"content": "a"}), marked, STOP))["chat_choices"][0]["mark"] == "x"
+    mixed = chunk({"content": "b", "reasoning": "r"})
+    assert len(answer(run(chunk({"content": "a"}), mixed, STOP))["output"]) == 3
+
+
+def test_the_first_name_of_a_call_stays():
+    chunks = [chunk(fragment(0, None, "f")), chunk(fragment(0, None, "g")), chunk(fragment(0, "c1", "h"))]
+    assert answer(run(*chunks))["output"][0]["name"] == "f"
+
+
 def test_unknown_text_of_a_delta_is_joined():
     events = run(chunk({"content": "a", "mood": "o"}), chunk({"mood": "k"}), chunk({"mood": 5}))
     assert answer(events)["chat_choices"][0]["mood"] == 5

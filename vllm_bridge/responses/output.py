@@ -188,16 +188,17 @@ def token_range(tokens: List[Json], text: str, thoughts: str, to_end: bool) -> L
     start = joined.find(text, after)
     if start < 0:
         return tokens
-    first = _reaching(spelled, start, 0)
+    first = _reaching(spelled, start)
     if first is None:
         return tokens
     if to_end:
         return tokens[first:]
-    return tokens[first:_reaching(spelled, start + len(text), 0)]
+    return tokens[first:_reaching(spelled, start + len(text))]
 
 
-def _reaching(spelled: List[str], offset: int, at: int) -> Optional[int]:
+def _reaching(spelled: List[str], offset: int) -> Optional[int]:
     """Return how many tokens spell the first `offset` characters, ``None`` if a token straddles it."""
+    at = 0
     for position, piece in enumerate(spelled):
         if at >= offset:
             return position if at == offset else None
