@@ -1,0 +1,301 @@
+"""The gateway's settings: a flag beats the environment (``VLLM_BRIDGE_...``), the environment beats the config file.
+
+`SETTINGS` is the one list of them; the flags of the command line are made from it.
+"""
+
+import os
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+
+from .. import config_file, fields
+from ..config import Key, ProviderConfig
+from ..errors import ConfigError
+
+__all__ = ["SETTINGS", "Setting", "Settings", "is_local", "read"]
+
+PREFIX = "VLLM_BRIDGE_"
+_MIB = 1024 * 1024
+_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+# Bifrost's settings of the same section that mean nothing here; a file that has them is read all the same.
+_OTHERS = frozenset((
+    "allow_direct_keys async_job_result_ttl compat disable_content_logging drop_excess_requests "
+    "enable_governance enable_litellm_fallbacks enable_logging enforce_auth_on_inference enforce_governance_header "
+    "header_filter_config hide_deleted_virtual_keys_in_filters initial_pool_size log_retention_days logging_headers "
+    "mcp_agent_depth mcp_tool_execution_timeout prometheus_labels required_headers whitelisted_routes"
+).split())
+_RENAMED = {"allowed_origins": "allowed_origin", "api_keys": "api_key", "max_request_body_size_mb": "max_body_mb",
+            "upstreams": "upstream"}
+
+
+# ---------------------------------------------------------------- one value; text from a flag or the environment
+
+
+def _text(value: Any, path: str) -> str:
+    found = fields.text(value, path).strip()
+    if not found:
+        raise ConfigError("%s: must not be empty" % path)
+    return found
+
+
+def _number(value: Any, path: str) -> float:
+    return fields.number(_plain(value, float), path)
+
+
+def _positive(value: Any, path: str) -> float:
+    return fields.number(_plain(value, float), path, positive=True)
+
+
+def _port(value: Any, path: str) -> int:
+    return fields.whole(_plain(value, int), path, most=65535)
+
+
+def _count(value: Any, path: str) -> int:
+    return fields.whole(_plain(value, int), path, least=1)
+
+
+def _switch(value: Any, path: str) -> bool:
+    return fields.flag(_WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value, path)
+
+
+def _native(value: Any, path: str) -> Union[bool, str]:
+    return "auto" if value == "auto" else _switch(value, path)
+
+
+def _log_format(value: Any, path: str) -> str:
+    if value not in ("text", "json"):
+        raise fields.wrong(path, "text or json", value)
+    return str(value)
+
+
+def _plain(value: Any, kind: Callable[[str], Any]) -> Any:
+    """Return the number that a text stands for; what is none stays as it is, for its check to refuse."""
+    if isinstance(value, str):
+        try:
+            return kind(value.strip())
+        except ValueError:
+            pass
+    return value
+
+
+class Setting(NamedTuple):
+    """One setting: its name in the file (``max_body_mb``; the flag is ``--max-body-mb``) and what it may be."""
+
+    name: str
+    read: Callable[[Any, str], Any]
+    default: Any
+    metavar: str
+    help: str
+    many: bool = False
+    secret: bool = False
+
+
+SETTINGS: Tuple[Setting, ...] = (
+    Setting("host", _text, "127.0.0.1", "HOST", "address to listen on (default: 127.0.0.1)"),
+    Setting("port", _port, 8080, "PORT", "port to listen on; 0 takes a free one (default: 8080)"),
+    Setting("upstream", _text, (), "URL", "a vLLM server; may be given several times (default: http://localhost:8000)",
+            many=True),
+    Setting("upstream_key", _text, None, "KEY", "API key for the servers given by --upstream", secret=True),
+    Setting("api_key", _text, (), "KEY", "API key that clients must send; may be given several times", many=True,
+            secret=True),
+    Setting("api_key_file", _text, None, "FILE", "file with such keys, one a line"),
+    Setting("timeout", _positive, None, "SECONDS", "longest silence of a server before its answer (default: 300)"),
+    Setting("stream_idle_timeout", _positive, None, "SECONDS", "longest silence within a stream (default: 120)"),
+    Setting("config", _text, None, "FILE", "JSON config file"),
+    Setting("workers", _count, 1, "N", "processes (default: 1)"),
+    Setting("max_body_mb", _positive, 100, "MIB", "longest request body (default: 100)"),
+    Setting("max_connections", _count, 1000, "N", "most open connections of each process (default: 1000)"),
+    Setting("allowed_origin", _text, (), "ORIGIN", "origin whose web pages may call; * allows all; may be given "
+            "several times (default: those of this machine)", many=True),
+    Setting("log_format", _log_format, "text", "FORMAT", "text or json (default: text)"),
+    Setting("graceful_timeout", _number, 30, "SECONDS", "time that running answers get to finish (default: 30)"),
+    Setting("insecure", _switch, False, "", "listen on other addresses than this machine's without an API key"),
+    Setting("native_responses", _native, None, "", "send Responses to the servers' own /v1/responses; "
+            "auto: where they have it"),
+)
+
+
+class Settings:
+    """All settings, checked; `provider` says how the servers are reached."""
+
+    def __init__(self, provider: ProviderConfig, api_keys: Tuple[str, ...] = (), **values: Any) -> None:
+        unknown = sorted(set(values) - _SERVED)
+        if unknown:
+            raise ConfigError("Settings: unknown setting %r" % unknown[0])
+        chosen = {setting.name: setting.default for setting in SETTINGS if setting.name in _SERVED}
+        chosen.update(values)
+        self.provider = provider
+        self.api_keys = api_keys
+        self.host: str = chosen["host"]
+        self.port: int = chosen["port"]
+        self.workers: int = chosen["workers"]
+        self.max_body = int(chosen["max_body_mb"] * _MIB)  # bytes
+        self.max_connections: int = chosen["max_connections"]
+        self.allowed_origins: Tuple[str, ...] = tuple(chosen["allowed_origin"])
+        self.log_format: str = chosen["log_format"]
+        self.graceful_timeout: float = chosen["graceful_timeout"]
+        self.insecure: bool = chosen["insecure"]
+
+    def check_address(self) -> None:
+        """Raise `ConfigError` if everybody on the network could use the gateway without anybody having said so."""
+        if not (self.api_keys or self.insecure or is_local(self.host)):
+            raise ConfigError(
+                "host: %s can be reached from other machines; give an api_key or an api_key_file for the clients, "
+                "or insecure to serve everybody" % fields.quoted(self.host)
+            )
+
+    def __repr__(self) -> str:
+        return "Settings(%s:%d, %r)" % (self.host, self.port, self.provider)
+
+
+_SERVED = frozenset((
+    "host port workers max_body_mb max_connections allowed_origin log_format graceful_timeout insecure"
+).split())
+
+
+def read(flags: Optional[Mapping[str, Any]] = None, environ: Optional[Mapping[str, str]] = None) -> Settings:
+    """Return the settings of a command line, the environment and the config file that one of them names.
+
+    `flags` maps names of `SETTINGS` to text (a list of texts where a flag may be repeated); ``None`` is not given.
+    Raises `ConfigError`, which begins with the flag, the variable or the path in the file.
+    """
+    environ = os.environ if environ is None else environ
+    given = _from_flags(flags or {})
+    for name, value in _from_environment(environ).items():
+        given.setdefault(name, value)
+    provider = None
+    if "config" in given:
+        file = config_file.load(given["config"][1], environ)
+        provider = file.provider
+        for name, value in _from_file(file.client, environ).items():
+            given.setdefault(name, value)
+    values = {name: value for name, (_, value) in given.items()}
+    keys = _api_keys(given, environ)
+    served = {name: value for name, value in values.items() if name in _SERVED}
+    return Settings(_provider(provider, given, environ), keys, **served)
+
+
+_Given = Dict[str, Tuple[str, Any]]  # name → (path for messages, checked value)
+
+
+def _from_flags(flags: Mapping[str, Any]) -> _Given:
+    return {
+        setting.name: ("--" + setting.name.replace("_", "-"), _checked(setting, flags[setting.name], _flag_path))
+        for setting in SETTINGS
+        if flags.get(setting.name) is not None
+    }
+
+
+def _from_environment(environ: Mapping[str, str]) -> _Given:
+    given: _Given = {}
+    for setting in SETTINGS:
+        name = PREFIX + setting.name.upper()
+        value: Any = environ.get(name, "").strip()
+        if value:
+            if setting.many:
+                value = value.replace(",", " ").split()
+            given[setting.name] = (name, _checked(setting, value, _variable_path))
+    return given
+
+
+def _from_file(client: Dict[str, Any], environ: Mapping[str, str]) -> _Given:
+    allowed = [setting.name for setting in SETTINGS if setting.name != "config"] + list(_RENAMED)
+    chosen: Dict[str, Tuple[str, Any]] = {}
+    for label in fields.known(client, allowed, _OTHERS, "client"):
+        name = _RENAMED.get(label, label)
+        if name in chosen:
+            raise ConfigError("client.%s: is the same setting as %s; keep one" % (label, chosen[name][0]))
+        if client[label] is not None:
+            chosen[name] = ("client." + label, client[label])
+    given: _Given = {}
+    for setting in SETTINGS:
+        if setting.name in chosen:
+            path, value = chosen[setting.name]
+            if setting.many and isinstance(value, str):
+                value = [value]
+            if setting.secret or setting.name == "upstream":
+                value = _filled(value, path, environ, setting.secret)
+            given[setting.name] = (path, _checked(setting, value, lambda _: path))
+    return given
+
+
+def _filled(value: Any, path: str, environ: Mapping[str, str], secret: bool) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [fields.env_text(item, path, environ, secret=secret) for item in value]
+    return fields.env_text(value, path, environ, secret=secret)
+
+
+def _flag_path(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable_path(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _checked(setting: Setting, value: Any, path_of: Callable[[str], str]) -> Any:
+    path = path_of(setting.name)
+    if not setting.many:
+        return _one(setting, value, path)
+    if not isinstance(value, (list, tuple)):
+        raise fields.wrong(path, "a list", value, setting.secret)
+    return tuple(_one(setting, item, path) for item in value)
+
+
+def _one(setting: Setting, value: Any, path: str) -> Any:
+    if setting.secret:
+        found = fields.header_text(fields.text(value, path, secret=True).strip(), path)
+        if not found:
+            raise ConfigError("%s: must not be empty" % path)
+        return found
+    return setting.read(value, path)
+
+
+def _api_keys(given: _Given, environ: Mapping[str, str]) -> Tuple[str, ...]:
+    keys: List[str] = list(given["api_key"][1]) if "api_key" in given else []
+    if "api_key_file" in given:
+        path, name = given["api_key_file"]
+        try:
+            with open(os.path.expanduser(name), "rb") as file:
+                lines = file.read().decode("utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise ConfigError("%s: cannot read %s: %s" % (path, fields.quoted(name), reason)) from None
+        found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+        if not found:
+            raise ConfigError("%s: there is no key in %s" % (path, fields.quoted(name)))
+        keys += [fields.header_text(key, path) for key in found]
+    return tuple(dict.fromkeys(keys))
+
+
+def _provider(provider: Optional[ProviderConfig], given: _Given, environ: Mapping[str, str]) -> ProviderConfig:
+    """Return the provider's settings with those of the gateway laid over them."""
+    config = provider if provider is not None else ProviderConfig(environ=environ)
+    network = {
+        theirs: given[ours][1]
+        for ours, theirs in (
+            ("timeout", "default_request_timeout_in_seconds"), ("stream_idle_timeout", "stream_idle_timeout_in_seconds")
+        )
+        if ours in given
+    }
+    changes: Dict[str, Any] = {}
+    if network:
+        changes["network_config"] = config.network_config.replace(**network)
+    if "native_responses" in given:
+        changes["native_responses"] = given["native_responses"][1]
+    if "upstream" in given:
+        path, urls = given["upstream"]
+        secret = given["upstream_key"][1] if "upstream_key" in given else environ.get("VLLM_API_KEY", "").strip()
+        changes["keys"] = [
+            Key(secret, url=fields.normalise_base_url(url, path), path=path, environ=environ) for url in urls
+        ]
+    elif "upstream_key" in given:
+        if config.keys:
+            raise ConfigError("%s: the servers of the config file have keys of their own; put it there"
+                              % given["upstream_key"][0])
+        changes["keys"] = [Key(given["upstream_key"][1], path=given["upstream_key"][0], environ=environ)]
+    return config.replace(**changes) if changes else config
+
+
+def is_local(host: str) -> bool:
+    """Tell whether only this machine can reach a listening address."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
