@@ -1,0 +1,176 @@
+"""The terminal as the commands see it: answers on standard output, everything else on standard error."""
+
+import os
+import re
+import sys
+from typing import Any, List, Optional
+
+__all__ = ["Terminal", "WrongUsage", "one_line"]
+
+_DIM, _PLAIN = "\033[2m", "\033[0m"
+# What a terminal would obey: a model's words must not move the cursor or rename the window.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class WrongUsage(Exception):
+    """A command was given something that it cannot work with; the message says what."""
+
+
+def one_line(text: str) -> str:
+    """Return a text without line ends and control characters."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+
+
+class Terminal:
+    """Standard input, output and error, as they are when it is made; any of them may be closed."""
+
+    def __init__(self) -> None:
+        self.out = sys.stdout
+        self.err = sys.stderr
+        self.on_terminal = _is_terminal(sys.stdout)
+        self.watched = _is_terminal(sys.stderr)
+        self._midline = False  # standard output stands behind a text without a line end
+        self._thinking = False
+        for stream in (self.out, self.err):
+            if hasattr(stream, "reconfigure"):  # an ASCII locale, or half a surrogate pair, is no reason to fail
+                stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> None:
+        """Add to the answer on standard output, at once."""
+        if not text or self.out is None:
+            return
+        self._end_thinking()
+        if self.on_terminal:
+            text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+        self.out.write(text)
+        self.out.flush()
+        self._midline = not text.endswith("\n")
+
+    def line(self, text: str) -> None:
+        """Add a line to the answer."""
+        self.write(text + "\n")
+
+    def end_line(self) -> None:
+        """End the answer's last line if it is open."""
+        self._end_thinking()
+        if self._midline:
+            self.write("\n")
+
+    def think(self, text: str) -> None:
+        """Show reasoning: dimmed on standard error if somebody is looking, else not at all."""
+        if text and self.watched:
+            self._thinking = True
+            self._tell(_DIM + _CONTROL.sub("", text) + _PLAIN)
+
+    def hint(self, text: str) -> None:
+        """Tell something that only a person at the terminal wants to know."""
+        if self.watched:
+            self._tell(_DIM + one_line(text) + _PLAIN + "\n")
+
+    def complain(self, text: str) -> None:
+        """Say in one line on standard error what went wrong."""
+        try:
+            self.end_line()
+        except OSError:
+            pass  # the answer has nowhere to go, the complaint may have
+        self._tell("vllm-bridge: %s\n" % one_line(text))
+
+    def ask(self, prompt: str) -> str:
+        """Return a line typed by the user; raises EOFError at the end of the input."""
+        try:
+            import readline  # noqa: F401 - gives input() editing and a history
+        except ImportError:
+            pass
+        if not self.on_terminal:  # input() would write its prompt into the answer
+            self._tell(prompt)
+            prompt = ""
+        return input(prompt)
+
+    def silence(self) -> None:
+        """Send what is still to be written nowhere, so that the interpreter's exit does not stumble over it."""
+        for stream in (self.out, self.err):
+            try:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+            except (AttributeError, OSError, ValueError):
+                pass  # closed, or no file at all
+
+    def flush(self) -> None:
+        """Write out what is buffered, also by argparse."""
+        for stream in (self.out, self.err):
+            if stream is not None:
+                stream.flush()
+
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            self._tell("\n")
+
+    def _tell(self, text: str) -> None:
+        if self.err is not None:
+            self.err.write(text)
+            self.err.flush()
+
+
+def stdin_is_terminal() -> bool:
+    """Tell whether somebody can type."""
+    return _is_terminal(sys.stdin)
+
+
+def read_stdin() -> bytes:
+    """Return all of standard input; nothing if it is closed."""
+    if sys.stdin is None:
+        return b""
+    buffer: Any = getattr(sys.stdin, "buffer", None)
+    data: bytes = sys.stdin.read().encode("utf-8") if buffer is None else buffer.read()
+    return data
+
+
+def stdin_text() -> str:
+    """Return all of standard input as text; `WrongUsage` if it is none."""
+    try:
+        return read_stdin().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WrongUsage("standard input is no UTF-8 text (byte %d)" % error.start) from None
+
+
+def words_text(words: List[str]) -> Optional[str]:
+    """Return the text that the words of the command line make; the word ``-`` stands for standard input.
+
+    Without words it is standard input, or ``None`` if that is a terminal.
+    """
+    if not words:
+        return None if stdin_is_terminal() else stdin_text().strip("\n")
+    for word in words:
+        check_utf8(word)
+    return " ".join(stdin_text().strip("\n") if word == "-" else word for word in words)
+
+
+def lines_of(words: List[str], what: str) -> List[str]:
+    """Return the words, or the lines of standard input that are not blank."""
+    for word in words:
+        check_utf8(word)
+    if words and words != ["-"]:
+        return words
+    if not words and stdin_is_terminal():
+        raise WrongUsage("give %s as arguments, or one a line on standard input" % what)
+    found = [line for line in stdin_text().split("\n") if line.strip()]
+    if not found:
+        raise WrongUsage("standard input holds no %s" % what)
+    return [line.rstrip("\r") for line in found]
+
+
+def check_utf8(word: str) -> None:
+    """Raise `WrongUsage` for an argument whose bytes are no text."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError:
+        raise WrongUsage("the argument %s is no UTF-8 text" % ascii(word)) from None
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False  # closed
