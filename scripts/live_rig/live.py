@@ -82,8 +82,9 @@ def get_json(url: str, path: str, key: Optional[str]) -> Any:
     parts = urllib.parse.urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=20)
+    headers = {"Authorization": "Bearer " + key} if key else {}
     try:
-        connection.request("GET", parts.path.rstrip("/") + path, headers={"Authorization": "Bearer " + key} if key else {})
+        connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
         answer = connection.getresponse()
         body = answer.read()
         if answer.status != 200:

@@ -1,8 +1,8 @@
 """Real vLLM servers: how each is started, waited for and stopped.
 
-A server is a session of processes (the API, the engine, its worker). Killing the API alone leaves the engine running
-(vLLM 0.32.0), so a server is always ended as a whole session. What is needed to end, kill or start one again is kept in a
-state file, so that tests, a later run and ``scripts/live --stop`` can do it too.
+A server is a session of processes (the API, the engine). Killing the API alone leaves the engine running
+(vLLM 0.32.0), so a server is always ended as a whole session. What is needed to end, kill or start one again is kept
+in a state file, so that tests, a later run and ``scripts/live --stop`` can do it too.
 """
 
 import http.client
@@ -21,6 +21,9 @@ READY_SECONDS = 420.0
 KEY = "sekret"
 TOOLS = ["--max-model-len", "1024", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 POOLING = ["--runner", "pooling", "--max-model-len", "128"]
+# The worker runs inside the engine's process: one import of PyTorch less, a third of the time to start.
+ONE_PROCESS = ["--distributed-executor-backend", "uni"]
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 class Plan:
@@ -110,7 +113,7 @@ class Server:
                        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
         return cls({
             "name": name, "url": "http://127.0.0.1:%d" % port, "port": port, "model": plan.served[0], "key": plan.key,
-            "command": command + plan.flags, "env": dict({"VLLM_CPU_KVCACHE_SPACE": "1"}, **plan.env),
+            "command": command + ONE_PROCESS + plan.flags, "env": dict(ENVIRONMENT, **plan.env),
             "log": str(folder / (name + ".log")), "pid": 0,
         }, folder / (name + ".json"))
 

@@ -3,8 +3,8 @@
     whisper.py OUT_DIR
 
 The tokenizer is built by hand with all of Whisper's languages, tasks and time stamps, because vLLM writes its prompt
-with them; the decoder learns the fixed texts for four languages, both tasks, with and without time stamps. The encoder stays
-as it was drawn.
+with them; the decoder learns the fixed texts for four languages, both tasks, with and without time stamps. The
+encoder stays as it was drawn.
 """
 
 import json
