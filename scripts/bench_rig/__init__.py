@@ -1,0 +1,6 @@
+"""The project's benchmark: what users would pick instead, measured in the same rounds.
+
+``upstream`` is the fake vLLM and ``load`` the load client, each a process of its own; ``clients`` measures one client
+of the library's kind in one process; ``library``, ``gateways`` and ``imports`` run the rounds; ``peers`` installs what
+is measured beside the project; ``goals`` holds the goals as data and ``report`` prints them.
+"""

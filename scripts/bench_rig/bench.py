@@ -1,0 +1,78 @@
+"""The command: ``scripts/bench [library] [imports] [gateway]``."""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+from . import goals, library, peers, report
+
+CLIENT_COLUMNS = (
+    ("chat", "small chat call, CPU µs"), ("chunk", "streamed chunk, CPU µs"), ("embed", "32 × 1024 embeddings, CPU µs"),
+    ("responses", "Responses event, CPU µs"), ("first_chunk", "first chunk after its bytes, µs"),
+    ("peak_mb", "peak MB"), ("import_ms", "import, CPU ms"), ("import_mb", "import, MB"), ("modules", "modules"),
+)
+PARTS = ("library", "imports")
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Measure what is asked for, print the table and write the JSON; return the exit status."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the project beside its peers.")
+    parser.add_argument("parts", nargs="*", metavar="part", help="what to measure: %s (default: all)" % ", ".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each figure of a round (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="one short round, without verdicts: does it all run?")
+    parser.add_argument("--json", help="where the JSON goes (default: last.json in the cache)")
+    parser.add_argument("--install-peers", action="store_true", help="install what is missing into %s" % peers.CACHE)
+    args = parser.parse_args(argv)
+    if args.install_peers:
+        return 1 if peers.install(note) else 0
+    unknown = sorted(set(args.parts) - set(PARTS))
+    if unknown:
+        parser.error("no part %s; there are %s" % (unknown[0], ", ".join(PARTS)))
+    if not sys.platform.startswith("linux"):
+        parser.error("it reads CPU times and memory from /proc, so it needs Linux")
+    if args.quick:
+        args.rounds, args.seconds = 1, 0.1
+    result = measured(args.parts or list(PARTS), args.rounds, args.seconds, judged=not args.quick)
+    print_result(result)
+    path = args.json or str(peers.CACHE / "last.json")
+    if not args.json:
+        peers.CACHE.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1, ensure_ascii=False)
+    note("written to %s" % path)
+    return 0
+
+
+def measured(parts: List[str], rounds: int, seconds: float, judged: bool) -> Dict[str, Any]:
+    """Return the JSON document of a run: goals, medians and every round's rows."""
+    rows: List[Dict[str, Any]] = []
+    wanted: List[goals.Goal] = []
+    if "library" in parts:
+        rows += library.rounds(rounds, seconds, note)
+    if "imports" in parts:
+        rows += library.import_rounds(rounds, note)
+    if rows:
+        wanted += goals.LIBRARY
+    clients = report.medians(rows)
+    return {
+        "python": platform.python_version(), "machine": platform.machine(), "rounds": rounds, "seconds": seconds,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "goals": [row for row in report.goal_rows(wanted, clients, judged) if row["measured"] is not None],
+        "clients": clients, "rows": rows,
+    }
+
+
+def print_result(result: Dict[str, Any]) -> None:
+    """Print the ratios, then the figures they come from."""
+    print(report.goal_table(result["goals"]))
+    if result["clients"]:
+        print("\n" + report.figure_table("client", result["clients"], CLIENT_COLUMNS))
+
+
+def note(text: str) -> None:
+    """Say on the error output how far it is."""
+    print(text, file=sys.stderr, flush=True)
