@@ -1,15 +1,19 @@
 """vLLM's chat dialect: renamed parameters, the two names of reasoning, and chunks folded into a completion."""
 
 import json
+import sys
 import warnings
-from typing import Any, Dict, List
+from types import FrameType
+from typing import Any, Dict, List, Optional
 
 from .errors import BadRequestError, InternalServerError
 
 __all__ = [
     "ChatAccumulator",
     "check_finish",
+    "copied",
     "fold",
+    "index_of",
     "latest",
     "normalise",
     "normalise_chunk",
@@ -53,9 +57,20 @@ def rename_guided(body: Dict[str, Any]) -> Dict[str, Any]:
         warnings.warn(
             "%s was removed in vLLM 0.12; it is sent as structured_outputs={%r: ...}" % (old, _GUIDED[old]),
             DeprecationWarning,
-            stacklevel=5,
+            stacklevel=_level_outside(),
         )
     return body
+
+
+def _level_outside() -> int:
+    """Return the `stacklevel` at which a warning of our caller's points at the line outside this package."""
+    frame: Optional[FrameType] = sys._getframe(1)
+    package = __name__.partition(".")[0]
+    level = 1
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+        frame = frame.f_back
+        level += 1
+    return level
 
 
 # ---------------------------------------------------------------- replies
@@ -76,12 +91,14 @@ def normalise(payload: Dict[str, Any]) -> Dict[str, Any]:
     return payload
 
 
-def normalise_chunk(payload: Dict[str, Any]) -> None:
-    """Mirror the two names of reasoning in a chunk's deltas, in place."""
+def normalise_chunk(payload: Dict[str, Any]) -> bool:
+    """Mirror the two names of reasoning in a chunk's deltas, in place; tell whether there was anything to do."""
+    changed = False
     for choice in objects(payload.get("choices")):
         delta = choice.get("delta")
         if isinstance(delta, dict):
-            _mirror(delta)
+            changed = _mirror(delta) or changed
+    return changed
 
 
 def check_finish(choice: Dict[str, Any], payload: Any) -> None:
@@ -113,13 +130,13 @@ def _mirrored(message: Dict[str, Any]) -> Dict[str, Any]:
     return message
 
 
-def _mirror(message: Dict[str, Any]) -> None:
+def _mirror(message: Dict[str, Any]) -> bool:
     """Give a message both names of its reasoning: vLLM 0.16 renamed ``reasoning_content`` to ``reasoning``."""
     new, old = message.get("reasoning"), message.get("reasoning_content")
-    if new is None and old is not None:
-        message["reasoning"] = old
-    elif old is None and new is not None:
-        message["reasoning_content"] = new
+    if (new is None) == (old is None):
+        return False
+    message["reasoning"] = message["reasoning_content"] = old if new is None else new
+    return True
 
 
 def _flag(call: Dict[str, Any]) -> None:
@@ -149,7 +166,7 @@ class ChatAccumulator:
 
     def __init__(self) -> None:
         self._top: Dict[str, Any] = {}
-        self._choices: Dict[int, Dict[str, Any]] = {}
+        self._choices: Dict[int, _Choice] = {}
 
     def feed(self, chunk: Dict[str, Any]) -> None:
         """Add one chunk."""
@@ -157,83 +174,132 @@ class ChatAccumulator:
             if key != "choices":
                 latest(self._top, key, value)
         for choice in objects(chunk.get("choices")):
-            index = choice.get("index") or 0
-            folded = self._choices.get(index)
-            if folded is None:
-                folded = self._choices[index] = {"index": index, "message": _empty_message(), "calls": {}}
-            for key, value in choice.items():
-                if key == "delta":
-                    _fold_delta(folded, value if isinstance(value, dict) else {})
-                elif key != "index":
-                    fold(folded, key, value)
+            index = index_of(choice)
+            if index not in self._choices:
+                self._choices[index] = _Choice()
+            self._choices[index].add(choice)
 
     def completion(self) -> Dict[str, Any]:
         """Return what has arrived so far as a chat completion."""
-        top = {"object": "chat.completion", **self._top, "choices": [self._choice(i) for i in sorted(self._choices)]}
-        top["object"] = "chat.completion"
-        return top
+        made_of = str(self._top.get("id") or "")
+        choices = [self._choices[index].folded(index, made_of) for index in sorted(self._choices)]
+        return {**self._top, "object": "chat.completion", "choices": choices}
 
-    def _choice(self, index: int) -> Dict[str, Any]:
-        choice = {**self._choices[index]}
-        calls = choice.pop("calls")
-        message = choice["message"] = {**choice["message"]}
-        if calls:
-            message["tool_calls"] = [self._call(index, number, calls[number]) for number in sorted(calls)]
-        if not message["content"] and (calls or message.get("reasoning")):
+
+class _Choice:
+    """One choice on its way; texts are kept in pieces, so that a long one is joined once."""
+
+    def __init__(self) -> None:
+        self._fields: Dict[str, Any] = {"finish_reason": None}
+        self._message: Dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+        self._texts: Dict[str, List[str]] = {"content": []}
+        self._calls: Dict[int, _Call] = {}
+
+    def add(self, choice: Dict[str, Any]) -> None:
+        for key, value in choice.items():
+            if key == "delta":
+                self._add_delta(value if isinstance(value, dict) else {})
+            elif key != "index":
+                fold(self._fields, key, value)
+
+    def _add_delta(self, delta: Dict[str, Any]) -> None:
+        for key, value in delta.items():
+            if key == "tool_calls":
+                for position, part in enumerate(objects(value)):
+                    self._call(part, position).add(part)
+            elif key == "role":
+                latest(self._message, key, value or None)
+            elif isinstance(value, str):
+                self._texts.setdefault(key, []).append(value)
+            else:
+                latest(self._message, key, value)
+
+    def _call(self, part: Dict[str, Any], position: int) -> "_Call":
+        """Return the call that a fragment belongs to: by its index, else by its id, else by its place in the list."""
+        number = part.get("index")
+        if not isinstance(number, int):
+            number = position
+            given = part.get("id")
+            if given:
+                same = [other for other, call in self._calls.items() if call.fields.get("id") == given]
+                taken = number in self._calls and self._calls[number].fields.get("id")
+                number = same[0] if same else max(self._calls) + 1 if taken else position
+        return self._calls.setdefault(number, _Call())
+
+    def folded(self, index: int, made_of: str) -> Dict[str, Any]:
+        message = {**self._message, **{key: "".join(pieces) for key, pieces in self._texts.items()}}
+        _mirror(message)
+        if self._calls:
+            message["tool_calls"] = [
+                self._calls[number].folded("call_%s_%d_%d" % (made_of, index, number)) for number in sorted(self._calls)
+            ]
+        if not message["content"] and (self._calls or message.get("reasoning")):
             message["content"] = None
-        choice.setdefault("finish_reason", None)
-        return choice
+        return {"index": index, "message": message, **copied(self._fields)}
 
-    def _call(self, choice: int, number: int, call: Dict[str, Any]) -> Dict[str, Any]:
-        call = {"id": None, "type": "function", **call, "function": {**call["function"]}}
-        if not call["id"]:
-            call["id"] = "call_%s_%d_%d" % (self._top.get("id") or "", choice, number)
+
+class _Call:
+    """One tool call on its way."""
+
+    def __init__(self) -> None:
+        self.fields: Dict[str, Any] = {}
+        self._function: Dict[str, Any] = {}
+        self._arguments: List[str] = []
+
+    def add(self, part: Dict[str, Any]) -> None:
+        for key, value in part.items():
+            if key == "function":
+                for name, inner in (value if isinstance(value, dict) else {}).items():
+                    if name == "arguments" and isinstance(inner, str):
+                        self._arguments.append(inner)
+                    elif not self._function.get(name):
+                        self._function[name] = inner
+            elif key != "index" and not self.fields.get(key):
+                self.fields[key] = value
+
+    def folded(self, id_if_none: str) -> Dict[str, Any]:
+        function = {"name": None, **self._function, "arguments": "".join(self._arguments)}
+        call = {"id": None, "type": "function", **self.fields, "function": function}
+        call["id"] = call["id"] or id_if_none
+        call["type"] = call["type"] or "function"
         _flag(call)
         return call
 
 
-def _empty_message() -> Dict[str, Any]:
-    return {"role": "assistant", "content": "", "refusal": None}
-
-
-def _fold_delta(folded: Dict[str, Any], delta: Dict[str, Any]) -> None:
-    message = folded["message"]
-    for key, value in delta.items():
-        if key == "tool_calls":
-            for position, part in enumerate(objects(value)):
-                index = part.get("index")
-                _fold_call(folded["calls"], position if not isinstance(index, int) else index, part)
-        elif key == "role":
-            message["role"] = value or message["role"]
-        elif isinstance(value, str) and isinstance(message.get(key), str):
-            message[key] += value
-        else:
-            latest(message, key, value)
-    _mirror(message)
-
-
-def _fold_call(calls: Dict[int, Dict[str, Any]], index: int, part: Dict[str, Any]) -> None:
-    call = calls.setdefault(index, {"function": {"name": None, "arguments": ""}})
-    for key, value in part.items():
-        if key == "function":
-            function = value if isinstance(value, dict) else {}
-            call["function"]["name"] = call["function"]["name"] or function.get("name")
-            call["function"]["arguments"] += function.get("arguments") or ""
-        elif key != "index" and not call.get(key):
-            call[key] = value
+def index_of(choice: Dict[str, Any]) -> int:
+    """Return the index of a choice, 0 if it has none."""
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
 
 
 def fold(target: Dict[str, Any], key: str, value: Any) -> None:
-    """Join lists (token ids) and lists in objects (logprobs); of anything else the latest that is not null stays."""
+    """Join lists (token ids) and lists in objects (logprobs); of anything else the latest that is not null stays.
+
+    The lists of `target` are its own and grow in place.
+    """
     have = target.get(key)
-    if isinstance(value, list) and isinstance(have, list):
-        target[key] = have + value
-    elif isinstance(value, dict) and isinstance(have, dict):
-        target[key] = dict(have)
-        for name, inner in value.items():
-            fold(target[key], name, inner)
+    if isinstance(value, list):
+        if isinstance(have, list):
+            have.extend(value)
+        else:
+            target[key] = list(value)
+    elif isinstance(value, dict):
+        inner = target[key] = have if isinstance(have, dict) else {}
+        for name, item in value.items():
+            if isinstance(item, list) and isinstance(inner.get(name), list):
+                inner[name].extend(item)
+            else:
+                latest(inner, name, list(item) if isinstance(item, list) else item)
     else:
         latest(target, key, value)
+
+
+def copied(target: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a copy of what `fold` has made, with lists of its own."""
+    copy: Dict[str, Any] = {}
+    for key, value in target.items():
+        fold(copy, key, value)
+    return copy
 
 
 def latest(target: Dict[str, Any], key: str, value: Any) -> None:

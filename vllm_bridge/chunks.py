@@ -1,10 +1,12 @@
 """What the events of a stream mean: chunks of chat and text completions, events of a transcription."""
 
+import copy
 import json
-from typing import Any, Dict, Generic, List, Optional, Sequence, Type, TypeVar
+from typing import Any, Dict, Generic, List, Optional, Sequence, Set, Type, TypeVar, Union
 
-from .chat import ChatAccumulator, normalise_chunk
-from .errors import IncompleteStreamError, ResponseDecodeError, payload_error
+from .chat import ChatAccumulator, index_of, normalise_chunk
+from .errors import IncompleteStreamError, ResponseDecodeError, error_from_payload, payload_error
+from .record import decode
 from .records import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -12,16 +14,27 @@ from .records import (
     Record,
     Response,
     ResponseEvent,
+    Transcription,
     TranscriptionEvent,
-    decode,
 )
 from .sse import Event
 from .text import CompletionAccumulator
 from .transcription import TranscriptionEvents
 
-__all__ = ["ChatChunks", "ChunkReader", "CompletionChunks", "ResponsesReader", "TranscriptionReader", "payload_of"]
+__all__ = [
+    "ChatChunks",
+    "ChunkReader",
+    "CompletionChunks",
+    "Ends",
+    "ResponsesReader",
+    "TranscriptionReader",
+    "aborted",
+    "payload_of",
+]
 
 R = TypeVar("R", bound=Record)
+
+_FOLDED_AT = 4 * 1024 * 1024  # characters of events that a reader keeps before it folds them
 
 _TERMINAL = frozenset(("response.completed", "response.incomplete", "response.failed", "response.cancelled"))
 
@@ -36,10 +49,17 @@ def payload_of(event: Event) -> Dict[str, Any]:
         raise ResponseDecodeError(
             "an event of the stream is no JSON object: %s" % event.data[:200], payload=event.data[:2000]
         )
-    if "error" in payload or "choices" not in payload:
+    choices = payload.get("choices")
+    if choices is None or "error" in payload:
         error = payload_error(payload)
+        if error is None and event.event == "error":
+            error = error_from_payload(payload)
         if error is not None:
             raise error
+    elif type(choices) is not list:
+        raise ResponseDecodeError(
+            "the choices of a chunk are no list: %s" % event.data[:200], payload=event.data[:2000]
+        )
     return payload
 
 
@@ -51,13 +71,16 @@ class ChunkReader(Generic[R]):
     """
 
     record: Type[R]
+    accumulator: Type[Union[ChatAccumulator, CompletionAccumulator]]
     empty: Dict[str, Any]
 
     def __init__(self, choices: int = 1) -> None:
         self.finished = False
-        self._open = choices
+        self._ends = Ends(choices)
         self._held: Optional[Dict[str, Any]] = None
-        self._seen: List[str] = []  # the text of every event: folded only when somebody asks
+        self._seen: List[str] = []  # the text of every event: folded only when somebody asks, or when it grows long
+        self._size = 0
+        self._folded = self.accumulator()
 
     def feed(self, event: Event) -> Sequence[R]:
         """Return the chunks that go out now; raise an error that the server reports inside the stream."""
@@ -66,16 +89,20 @@ class ChunkReader(Generic[R]):
             return ()
         payload = payload_of(event)
         self._seen.append(data)
+        self._size += len(data)
+        if self._size > _FOLDED_AT:
+            self._fold()
         choices = payload.get("choices")
         if not choices:
             return self._without_choices(payload)
         self.adapt(payload, data)
         finishes = False
         for choice in choices:
-            reason = choice.get("finish_reason") if type(choice) is dict else None
-            if reason is not None:
+            if type(choice) is dict and choice.get("finish_reason") is not None:
                 finishes = True
-                self._finish(reason, payload)
+                if self._ends.note(choice):
+                    raise aborted(choice, payload, self.partial())
+                self.finished = self._ends.all
         held = self._held
         if finishes:
             self._held = payload
@@ -92,44 +119,63 @@ class ChunkReader(Generic[R]):
 
     def partial(self) -> Any:
         """Return what has arrived so far as a complete reply."""
-        raise NotImplementedError
+        return self._fold()
 
     def adapt(self, payload: Dict[str, Any], data: str) -> None:
         """Change a chunk in place before it goes out."""
 
-    def _finish(self, reason: str, payload: Dict[str, Any]) -> None:
-        if reason == "abort" or reason == "error":
-            raise IncompleteStreamError(
-                "the server aborted the generation (finish_reason %r)" % reason,
-                partial=self.partial(),
-                type="aborted",
-                code="abort",
-                payload=payload,
-            )
-        self._open -= 1
-        self.finished = self._open <= 0
-
     def _without_choices(self, payload: Dict[str, Any]) -> Sequence[R]:
         held = self._held
         if held is None or not payload.get("usage"):
-            payload["choices"] = [dict(self.empty)]
+            payload["choices"] = [copy.deepcopy(self.empty)]
             return (self.record(payload),)
         for key, value in payload.items():
             if key != "choices" and (value is not None or key not in held):
                 held[key] = value
         return ()
 
-    def _folded(self, accumulator: Any) -> Dict[str, Any]:
+    def _fold(self) -> Dict[str, Any]:
         for data in self._seen:
-            accumulator.feed(json.loads(data))
-        result: Dict[str, Any] = accumulator.completion()
-        return result
+            try:
+                self._folded.feed(json.loads(data))
+            except RecursionError:
+                pass  # nested so deeply that it could be read only from a frame further up
+        self._seen = []
+        self._size = 0
+        return self._folded.completion()
+
+
+class Ends:
+    """Which of a stream's choices have come to their end; `all` is whether each of those asked for has."""
+
+    def __init__(self, choices: int) -> None:
+        self.all = False
+        self._asked = choices
+        self._indexes: Set[int] = set()
+
+    def note(self, choice: Dict[str, Any]) -> bool:
+        """Note a choice with a finish reason; tell whether it is the server's own failure (WIRE.md §1.5: ``abort``)."""
+        self._indexes.add(index_of(choice))
+        self.all = len(self._indexes) >= self._asked
+        return choice["finish_reason"] in ("abort", "error")
+
+
+def aborted(choice: Dict[str, Any], payload: Dict[str, Any], partial: Any) -> IncompleteStreamError:
+    """Return the error for a choice that the server's own failure has ended."""
+    return IncompleteStreamError(
+        "the server aborted the generation (finish_reason %r)" % choice["finish_reason"],
+        partial=partial,
+        type="aborted",
+        code="abort",
+        payload=payload,
+    )
 
 
 class ChatChunks(ChunkReader[ChatCompletionChunk]):
     """The chunks of ``chat_completion_stream``."""
 
     record = ChatCompletionChunk
+    accumulator = ChatAccumulator
     empty = {"index": 0, "delta": {}, "finish_reason": None}
 
     def adapt(self, payload: Dict[str, Any], data: str) -> None:
@@ -139,18 +185,19 @@ class ChatChunks(ChunkReader[ChatCompletionChunk]):
 
     def partial(self) -> ChatCompletion:
         """Return what has arrived so far as a chat completion."""
-        return ChatCompletion(self._folded(ChatAccumulator()))
+        return ChatCompletion(self._fold())
 
 
 class CompletionChunks(ChunkReader[Completion]):
     """The chunks of ``text_completion_stream``."""
 
     record = Completion
+    accumulator = CompletionAccumulator
     empty = {"index": 0, "text": "", "finish_reason": None}
 
     def partial(self) -> Completion:
         """Return what has arrived so far as a completion."""
-        return Completion(self._folded(CompletionAccumulator()))
+        return Completion(self._fold())
 
 
 class ResponsesReader:
@@ -204,6 +251,6 @@ class TranscriptionReader:
         """Return the closing event."""
         return [TranscriptionEvent(item) for item in self._events.finish()]
 
-    def partial(self) -> Dict[str, Any]:
+    def partial(self) -> Transcription:
         """Return the text that has arrived so far as a transcription."""
-        return {"text": self._events.text}
+        return Transcription(text=self._events.text)

@@ -19,6 +19,7 @@ BridgeError
 """
 
 import json
+import math
 import re
 from typing import Any, Dict, Optional, Tuple, Type
 
@@ -41,6 +42,7 @@ __all__ = [
     "UnsupportedOperationError",
 ]
 
+_CONTENT = ("choices", "data", "results", "text", "output")  # what the replies of the operations carry
 _BODY_SHOWN = 500  # characters of an unreadable body that a message quotes
 
 
@@ -229,11 +231,13 @@ def error_from_payload(payload: Any, status: int = 200, **fields: Any) -> APISta
     """
     inner = _inner(payload)
     message = _message(payload, inner)
-    code = inner.get("code")
+    code = _code(inner.get("code"))
     if status < 400:
         status = _status_of_code(code) or 500
     if message is None:
         message = _SILENT.get(status) or "provider API error (status %d)" % status
+        if payload:
+            message += ": %s" % _json(payload)
     return class_for_status(status)(
         message,
         type=_text(inner.get("type")),
@@ -248,15 +252,17 @@ def error_from_payload(payload: Any, status: int = 200, **fields: Any) -> APISta
 def payload_error(payload: Any, **fields: Any) -> Optional[APIStatusError]:
     """Return the error that a payload under a success status stands for, or ``None``.
 
-    A Responses object keeps its own ``error`` field: it is a reply that tells of a failure.
+    A Responses object keeps its own ``error`` field: it is a reply that tells of a failure. In a reply with content
+    an ``error`` field counts only if it says something.
     """
-    if type(payload) is not dict and not isinstance(payload, dict):
+    if not isinstance(payload, dict):
         return None
     error = payload.get("error")
     if error:
         if payload.get("object") == "response":
             return None
-        if isinstance(error, str) or (isinstance(error, dict) and (error.get("message") or error.get("code"))):
+        says = isinstance(error, str) or (isinstance(error, dict) and (error.get("message") or error.get("code")))
+        if says or not any(payload.get(name) is not None for name in _CONTENT):
             return error_from_payload(payload, **fields)
     elif payload.get("object") == "error" or (len(payload) == 1 and "detail" in payload):
         return error_from_payload(payload, **fields)
@@ -272,7 +278,7 @@ def error_from_body(status: int, content_type: str, body: bytes, **fields: Any) 
     try:
         payload = json.loads(text) if text else None
     except (ValueError, RecursionError):
-        payload = text
+        payload = None
     if isinstance(payload, dict) or (isinstance(payload, list) and payload):
         return error_from_payload(payload, status, **fields)
     if not text:
@@ -308,27 +314,48 @@ def _inner(payload: Any) -> Dict[str, Any]:
 
 def _message(payload: Any, inner: Dict[str, Any]) -> Optional[str]:
     outer = payload if isinstance(payload, dict) else {}
-    for value in (inner.get("message"), outer.get("error"), outer.get("message"), outer.get("detail")):
+    error = outer.get("error")
+    said = (inner.get("message"), error if isinstance(error, str) else None, outer.get("message"), inner.get("detail"))
+    for value in said + (outer.get("detail"),):
         if isinstance(value, str) and value.strip():
             return value
         if isinstance(value, list) and value:  # FastAPI's own validation errors
             return "; ".join(_detail(item) for item in value)
-    if isinstance(payload, list):
-        return "provider API error: %s" % _shorten(json.dumps(payload))
+        if isinstance(value, dict) and value:
+            return _detail(value)
     return None
 
 
 def _detail(item: Any) -> str:
-    if isinstance(item, dict) and isinstance(item.get("msg"), str):
-        where = ".".join(str(part) for part in item.get("loc") or ())
-        return "%s: %s" % (where, item["msg"]) if where else str(item["msg"])
-    return _shorten(json.dumps(item))
+    if isinstance(item, dict):
+        for name in ("msg", "message"):
+            if isinstance(item.get(name), str):
+                loc = item.get("loc")
+                where = ".".join(str(part) for part in loc if isinstance(part, (str, int))) if type(loc) is list else ""
+                return "%s: %s" % (where, item[name]) if where else str(item[name])
+    return item if isinstance(item, str) else _json(item)
+
+
+def _json(value: Any) -> str:
+    try:
+        return _shorten(json.dumps(value))
+    except RecursionError:
+        return "nested too deeply to be shown"
+
+
+def _code(value: Any) -> Any:
+    """Return a code that can be handed on as JSON; an error keeps any other in its payload."""
+    if isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return None
 
 
 def _status_of_code(code: Any) -> Optional[int]:
+    if isinstance(code, str) and len(code) > 10:
+        return None
     try:
         number = int(code)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError):
         return None
     return number if 400 <= number <= 599 else None
 
@@ -342,7 +369,7 @@ def _shorten(text: str) -> str:
 
 
 def _title(text: str) -> str:
-    match = re.search(r"<title[^>]*>(.{1,200}?)</title>", text[:20000], re.IGNORECASE | re.DOTALL)
+    match = re.search(r"<title[^>]{0,200}>(.{1,200}?)</title>", text[:20000], re.IGNORECASE | re.DOTALL)
     return ": " + " ".join(match.group(1).split()) if match else ""
 
 

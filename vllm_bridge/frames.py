@@ -5,16 +5,19 @@ nothing can be of interest goes out as it came; any other is read like a chunk.
 """
 
 import json
-from typing import Any, Dict, Sequence
+import re
+from typing import Any, Sequence
 
 from .chat import normalise_chunk
-from .chunks import payload_of
-from .errors import IncompleteStreamError
+from .chunks import Ends, aborted, payload_of
 from .sse import Event, encode
 
 __all__ = ["Frames", "Tally"]
 
 DONE = b"data: [DONE]\n\n"
+
+# A delta of reasoning as vLLM writes it (think_stream_reasoning). Within a JSON string these quotes would be escaped.
+_REASONING = re.compile(r'"delta":\{"reasoning":("[^"\\]*(?:\\.[^"\\]*)*")\}')
 
 
 class Tally:
@@ -42,7 +45,7 @@ class Frames:
 
     def __init__(self, choices: int, usage: bool, tally: Tally) -> None:
         self.finished = False
-        self._open = choices
+        self._ends = Ends(choices)
         self._usage = usage
         self._tally = tally
 
@@ -51,13 +54,20 @@ class Frames:
         data = event.data
         if not data:
             return ()
-        plain = (
+        if (
             data.count('"finish_reason":null') == data.count('"finish_reason"') == 1
             and '"error"' not in data
             and '"usage"' not in data
-            and '"reasoning' not in data
-        )
-        return (encode(data),) if plain else self._read(event)
+            and data[0] == "{"
+            and data[-1] == "}"
+        ):
+            if '"reasoning' not in data:
+                return (encode(data),)
+            found = _REASONING.search(data)
+            if found is not None and data.count('"reasoning') == 1:
+                end = found.end(1)
+                return (encode('%s,"reasoning_content":%s%s' % (data[:end], found.group(1), data[end:])),)
+        return self._read(event)
 
     def finish(self) -> Sequence[bytes]:
         """Return the end mark."""
@@ -70,28 +80,15 @@ class Frames:
         payload = payload_of(event)
         choices = payload.get("choices") or ()
         for choice in choices:
-            reason = choice.get("finish_reason") if isinstance(choice, dict) else None
-            if reason is not None:
-                self._finish(reason, payload)
+            if type(choice) is dict and choice.get("finish_reason") is not None:
+                if self._ends.note(choice):
+                    raise aborted(choice, payload, None)
+                self.finished = self._ends.all
         usage = payload.get("usage")
         if usage:
             self._tally.take(usage)
             if not choices and not self._usage:
                 return ()
-        if '"reasoning' in event.data:
-            before = json.dumps(choices)
-            normalise_chunk(payload)
-            if json.dumps(choices) != before:
-                return (encode(json.dumps(payload, separators=(",", ":"))),)
+        if '"reasoning' in event.data and normalise_chunk(payload):
+            return (encode(json.dumps(payload, separators=(",", ":"))),)
         return (encode(event.data),)
-
-    def _finish(self, reason: str, payload: Dict[str, Any]) -> None:
-        if reason in ("abort", "error"):
-            raise IncompleteStreamError(
-                "the server aborted the generation (finish_reason %r)" % reason,
-                type="aborted",
-                code="abort",
-                payload=payload,
-            )
-        self._open -= 1
-        self.finished = self._open <= 0

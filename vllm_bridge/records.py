@@ -1,98 +1,9 @@
-"""Replies as dicts with attribute reads, and the annotated shapes of all of them.
+"""The annotated shapes of every reply (vLLM 0.32.0, WIRE.md §4 to §10)."""
 
-A record is the JSON object itself: ``json.dumps(reply)``, ``reply["choices"]`` and
-``reply.choices[0].message.content`` all work. The classes below only declare which fields a reply has (vLLM 0.32.0,
-WIRE.md §4 to §10): a declared field that the server left out reads ``None``; a field that nobody declared is there all
-the same.
-"""
+from typing import Any, Dict, List, Optional, Union
 
-import json
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type, Union
-
-from .errors import ResponseDecodeError
-
-if TYPE_CHECKING:
-    _Base = Dict[str, Any]
-else:
-    _Base = dict
-
-
-class Record(_Base):
-    """A JSON object with attribute reads. Names of dict methods mean the methods: ``reply["items"]`` is the field."""
-
-    __slots__ = ("_origin",)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            value = self[name]
-        except KeyError:
-            cls = type(self)
-            if name in _declared(cls):
-                return None
-            raise AttributeError(
-                "%s has no field %r; it has: %s" % (cls.__name__, name, ", ".join(map(str, self)) or "none")
-            ) from None
-        if type(value) is dict:
-            value = self[name] = _declared(type(self)).get(name, Record)(value)
-        elif type(value) is list and value and any(type(item) is dict for item in value):
-            cls = _declared(type(self)).get(name, Record)
-            value[:] = [cls(item) if type(item) is dict else item for item in value]
-        return value
-
-    def __dir__(self) -> List[str]:
-        return sorted({*super().__dir__(), *(key for key in self if isinstance(key, str)), *_declared(type(self))})
-
-    def __repr__(self) -> str:
-        return "%s(%s)" % (type(self).__name__, super().__repr__())
-
-    def __reduce__(self) -> Tuple[Any, ...]:
-        return type(self), (dict(self),)
-
-    def copy(self) -> "Record":
-        """Return a shallow copy of the same class."""
-        return type(self)(self)
-
-
-_shapes: Dict[Type[Record], Dict[str, Type[Record]]] = {}
-
-
-def _declared(cls: Type[Record]) -> Dict[str, Type[Record]]:
-    """Return the declared fields of a record class, each with the class of its objects."""
-    try:
-        return _shapes[cls]
-    except KeyError:
-        pass
-    shapes: Dict[str, Type[Record]] = {}
-    for base in reversed(cls.__mro__):
-        for name, hint in getattr(base, "__annotations__", {}).items():
-            shapes[name] = _record_in(hint) or Record
-    _shapes[cls] = shapes
-    return shapes
-
-
-def _record_in(hint: Any) -> Optional[Type[Record]]:
-    """Return the record class inside ``X``, ``Optional[X]``, ``List[X]`` and their like."""
-    if isinstance(hint, type) and issubclass(hint, Record):
-        return hint
-    for inner in getattr(hint, "__args__", ()):
-        found = _record_in(inner)
-        if found is not None:
-            return found
-    return None
-
-
-def decode(data: Union[bytes, str]) -> Any:
-    """Parse JSON, or raise `ResponseDecodeError` with what stood there instead."""
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        shown = text if len(text) <= 200 else text[:200] + "…"
-        raise ResponseDecodeError(
-            "the server sent no valid JSON (%s): %s" % (reason, shown or "an empty body"), payload=shown
-        ) from None
-
+from .record import Record as Record
+from .record import decode as decode  # noqa: F401
 
 # ---------------------------------------------------------------- shapes shared by several operations
 
@@ -209,11 +120,18 @@ class ChatCompletionChunk(Record):
         return _text_of(self, "delta")
 
 
+def _first_choice(reply: Record) -> Dict[str, Any]:
+    choices = reply.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and not choice.get("index"):
+            return choice
+    return {}
+
+
 def _text_of(reply: Record, holder: str) -> str:
-    for choice in reply.get("choices") or ():
-        if not choice.get("index"):
-            return (choice.get(holder) or {}).get("content") or ""
-    return ""
+    message = _first_choice(reply).get(holder)
+    text = message.get("content") if isinstance(message, dict) else None
+    return text if isinstance(text, str) else ""
 
 
 # ---------------------------------------------------------------- text completions
@@ -247,10 +165,8 @@ class Completion(Record):
     @property
     def text(self) -> str:
         """The text of the first choice, or what this chunk adds to it."""
-        for choice in self.get("choices") or ():
-            if not choice.get("index"):
-                return choice.get("text") or ""
-        return ""
+        text = _first_choice(self).get("text")
+        return text if isinstance(text, str) else ""
 
 
 # ---------------------------------------------------------------- embeddings, rerank
@@ -387,12 +303,16 @@ class Response(Record):
     def output_text(self) -> str:
         """All text of all messages, joined."""
         return "".join(
-            part.get("text") or ""
-            for item in self.get("output") or ()
+            part["text"]
+            for item in _objects(self.get("output"))
             if item.get("type") == "message"
-            for part in item.get("content") or ()
-            if part.get("type") == "output_text"
+            for part in _objects(item.get("content"))
+            if part.get("type") == "output_text" and isinstance(part.get("text"), str)
         )
+
+
+def _objects(value: Any) -> List[Dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 class ResponseEvent(Record):

@@ -49,8 +49,7 @@ class LineDecoder:
 
     def __init__(self, max_line: int = MAX_LINE) -> None:
         self._max_line = max_line
-        self._pending: List[bytes] = []  # pieces of the unfinished line: joined once, however often it is cut
-        self._size = 0
+        self._pending = bytearray()  # the unfinished line: grows in place, however finely it is cut
         self._after_cr = False
         self._start: Optional[bytes] = b""  # the first bytes, until they are known (not) to be the BOM
 
@@ -73,20 +72,18 @@ class LineDecoder:
         self._after_cr = last == 13
         unfinished = b"" if last == 10 or last == 13 else lines.pop()
         if lines and self._pending:
-            self._pending.append(lines[0])
-            lines[0] = b"".join(self._pending)
-            self._pending = []
-            self._size = 0
+            self._pending += lines[0]
+            lines[0] = bytes(self._pending)
+            self._pending = bytearray()
         if unfinished:
-            self._pending.append(unfinished)
-            self._size += len(unfinished)
-        longest = self._size
+            self._pending += unfinished
+        longest = len(self._pending)
         if lines:  # a line within one chunk is no longer than the chunk; only the first may be older
             longest = max(longest, len(lines[0]))
             if len(chunk) > self._max_line:
                 longest = max(longest, max(map(len, lines)))
         if longest > self._max_line:
-            self._pending = []
+            self._pending = bytearray()
             raise ResponseDecodeError(
                 "a line of the event stream is longer than %d bytes; this is no event stream of vLLM"
                 % self._max_line
@@ -97,7 +94,7 @@ class LineDecoder:
         """Return the unfinished last line, or ``None``."""
         if self._start:
             return self._start
-        return b"".join(self._pending) if self._pending else None
+        return bytes(self._pending) if self._pending else None
 
     def _without_bom(self, chunk: bytes) -> bytes:
         start = (self._start or b"") + chunk
@@ -114,8 +111,8 @@ class EventDecoder:
     def __init__(self, max_line: int = MAX_LINE, max_event: int = MAX_EVENT) -> None:
         self._lines = LineDecoder(max_line)
         self._max_event = max_event
-        self._data: List[bytes] = []
-        self._size = 0
+        self._data: Optional[bytes] = None  # the data of the event so far
+        self._more = bytearray()  # the same from its second line on: grows in place
         self._event = ""
         self._id = ""
         self._retry: Optional[int] = None
@@ -123,36 +120,27 @@ class EventDecoder:
     def feed(self, chunk: bytes) -> List[Event]:
         """Return the events that `chunk` completes; bytes that are no UTF-8 become U+FFFD."""
         events: List[Event] = []
-        data = self._data
         for line in self._lines.feed(chunk):
             if not line:
-                if data:
-                    text = (data[0] if len(data) == 1 else b"\n".join(data)).decode("utf-8", "replace")
+                data = self._data
+                if data is not None:
+                    text = (self._more or data).decode("utf-8", "replace")
                     events.append(Event(self._event or "message", text, self._id, self._retry))
-                    data.clear()
-                self._size = 0
+                    self._forget()
                 self._event = ""
                 self._retry = None
-            elif line.startswith(b"data: "):
-                data.append(line[6:])
-                self._size += len(line)
+            elif self._data is None and line.startswith(b"data: "):
+                self._data = line[6:]
             else:
                 self._field(line)
-            if self._size > self._max_event:
-                data.clear()
-                raise ResponseDecodeError(
-                    "an event of the stream is longer than %d bytes; this is no event stream of vLLM"
-                    % self._max_event
-                )
         return events
 
     def _field(self, line: bytes) -> None:
-        name, colon, value = line.partition(b":")
+        name, _, value = line.partition(b":")
         if value.startswith(b" "):
             value = value[1:]
         if name == b"data":
-            self._data.append(value)
-            self._size += len(line)
+            self._add(value)
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
         elif name == b"id":
@@ -162,12 +150,32 @@ class EventDecoder:
             if value.isdigit() and len(value) < 19:
                 self._retry = int(value)
 
+    def _add(self, value: bytes) -> None:
+        if self._data is None:
+            self._data = value
+            return
+        more = self._more
+        if not more:
+            more += self._data
+        more += b"\n"
+        more += value
+        if len(more) > self._max_event:
+            self._forget()
+            raise ResponseDecodeError(
+                "an event of the stream is longer than %d bytes; this is no event stream of vLLM" % self._max_event
+            )
+
+    def _forget(self) -> None:
+        self._data = None
+        if self._more:
+            self._more = bytearray()
+
 
 def iter_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the lines of a byte stream as `bytes` without their ends, the unfinished last one included."""
     decoder = LineDecoder()
-    for chunk in chunks:
-        yield from decoder.feed(chunk)
+    for piece in _pieces(chunks):
+        yield from decoder.feed(piece)
     rest = decoder.rest()
     if rest is not None:
         yield rest
@@ -179,13 +187,22 @@ def iter_events(chunks: Iterable[bytes]) -> Iterator[Event]:
     Raises `ResponseDecodeError` when a line is longer than `MAX_LINE` or an event than `MAX_EVENT`.
     """
     decoder = EventDecoder()
+    for piece in _pieces(chunks):
+        yield from decoder.feed(piece)
+
+
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut giant chunks, so that what precedes a line that is too long goes out however the bytes are cut."""
     for chunk in chunks:
-        yield from decoder.feed(chunk)
+        if len(chunk) <= MAX_LINE:
+            yield chunk
+        else:
+            yield from (chunk[start:start + MAX_LINE] for start in range(0, len(chunk), MAX_LINE))
 
 
 def encode(data: str, event: Optional[str] = None) -> bytes:
-    """Return the bytes of one event, ended by its blank line."""
-    text = "" if event is None else "event: %s\n" % event
+    """Return the bytes of one event, ended by its blank line; a line end in `event` becomes a space."""
+    text = "" if event is None else "event: %s\n" % event.replace("\r", " ").replace("\n", " ")
     if "\n" in data or "\r" in data:
         for line in data.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
             text += "data: %s\n" % line

@@ -1,8 +1,8 @@
 """Text completions: what a request asks for, and chunks folded into a completion."""
 
-from typing import Any, Dict
+from typing import Any, Dict, List
 
-from .chat import check_finish, fold, latest, objects, rename_guided
+from .chat import check_finish, copied, fold, index_of, latest, objects, rename_guided
 
 __all__ = ["CompletionAccumulator", "expected_choices", "normalise", "prepare"]
 
@@ -20,13 +20,21 @@ def normalise(payload: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def expected_choices(body: Dict[str, Any]) -> int:
-    """Return how many choices a request asks for: ``n`` for each prompt."""
+    """Return how many choices a request asks for: ``n`` for each prompt.
+
+    Rather too many than too few: a stream with choices to come is not ended by a pause. vLLM takes ``"2"`` for 2.
+    """
     count = body.get("n")
-    choices = count if isinstance(count, int) and count > 0 else 1
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        choices *= len(prompt)
-    return choices
+    if isinstance(count, str) and len(count) < 5 and count.isdecimal():
+        count = int(count)
+    choices = int(count) if isinstance(count, (int, float)) and 1 <= count < 1e6 else 1
+    return choices * max(1, _prompts(body.get("prompt")) + _prompts(body.get("prompt_embeds")))
+
+
+def _prompts(prompt: Any) -> int:
+    if prompt is None or prompt == []:
+        return 0
+    return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
 
 
 class CompletionAccumulator:
@@ -35,6 +43,7 @@ class CompletionAccumulator:
     def __init__(self) -> None:
         self._top: Dict[str, Any] = {}
         self._choices: Dict[int, Dict[str, Any]] = {}
+        self._texts: Dict[int, List[str]] = {}
 
     def feed(self, chunk: Dict[str, Any]) -> None:
         """Add one chunk."""
@@ -42,14 +51,20 @@ class CompletionAccumulator:
             if key != "choices":
                 latest(self._top, key, value)
         for choice in objects(chunk.get("choices")):
-            index = choice.get("index") or 0
-            folded = self._choices.setdefault(index, {"index": index, "text": "", "finish_reason": None})
+            index = index_of(choice)
+            folded = self._choices.setdefault(index, {"finish_reason": None})
+            texts = self._texts.setdefault(index, [])
             for key, value in choice.items():
                 if key == "text":
-                    folded["text"] += value or ""
+                    if isinstance(value, str):
+                        texts.append(value)
                 elif key != "index":
                     fold(folded, key, value)
 
     def completion(self) -> Dict[str, Any]:
         """Return what has arrived so far as a completion."""
-        return {**self._top, "choices": [dict(self._choices[index]) for index in sorted(self._choices)]}
+        choices = [
+            {"index": index, "text": "".join(self._texts[index]), **copied(self._choices[index])}
+            for index in sorted(self._choices)
+        ]
+        return {**self._top, "choices": choices}

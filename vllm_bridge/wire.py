@@ -4,7 +4,7 @@ import json
 from typing import Any, Dict, Mapping
 
 from .errors import BadRequestError, ResponseDecodeError
-from .records import decode
+from .record import decode
 
 __all__ = ["merged", "object_of", "to_json"]
 
@@ -21,7 +21,10 @@ def merged(wire: Mapping[str, Any]) -> Dict[str, Any]:
             continue
         if not isinstance(extra, Mapping):
             raise BadRequestError("%s must be an object, got %s" % (wrapper, type(extra).__name__), param=wrapper)
-        _merge(body, extra)
+        try:
+            _merge(body, extra)
+        except RecursionError:
+            raise BadRequestError("%s is nested too deeply" % wrapper, param=wrapper) from None
     return body
 
 
@@ -43,7 +46,8 @@ def object_of(body: bytes, **fields: Any) -> Dict[str, Any]:
         error.__dict__.update(fields)
         raise
     if not isinstance(payload, dict):
-        raise ResponseDecodeError("the server sent no JSON object: %.200r" % (payload,), payload=payload, **fields)
+        shown = body[:200].decode("utf-8", "replace")
+        raise ResponseDecodeError("the server sent no JSON object: %s" % shown, payload=payload, **fields)
     return payload
 
 
