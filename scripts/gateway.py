@@ -1,0 +1,21 @@
+#!/usr/bin/env python3
+"""Run the gateway without an installed command: ``python scripts/gateway.py --upstream http://gpu:8000``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vllm_bridge.gateway.command import add_arguments, run  # noqa: E402
+
+
+def main() -> int:
+    """Read the flags and serve."""
+    parser = argparse.ArgumentParser(description="One OpenAI-compatible address in front of vLLM servers.")
+    add_arguments(parser)
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

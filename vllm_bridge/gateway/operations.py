@@ -1,0 +1,198 @@
+"""What each operation needs in its request, and how the provider's answer leaves: `OPERATIONS` as data."""
+
+import re
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+
+from ..errors import BadRequestError, BridgeError, IncompleteStreamError, error_to_payload
+from ..frames import DONE, Tally
+from ..provider import BaseOpenAIProvider
+from ..reply import Reply
+from ..sse import encode
+from ..stream import Stream
+from ..wire import to_json
+
+__all__ = ["Answer", "OPERATIONS", "Operation", "Opened"]
+
+Headers = List[Tuple[str, str]]
+Body = Dict[str, Any]
+JSON = "application/json"
+
+
+class Answer(NamedTuple):
+    """A whole reply."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: Tuple[Tuple[str, str], ...] = ()
+
+
+class Opened(NamedTuple):
+    """A stream whose first event is there: its frames as bytes, and how an error within it looks."""
+
+    stream: Stream[Any]
+    frames: Iterator[bytes]
+    failure: Callable[[BridgeError], bytes]
+
+
+class Operation(NamedTuple):
+    """An operation: its fields of which one must be there, and the two ways to carry it out."""
+
+    name: str
+    required: Tuple[str, ...]
+    missing: str
+    answer: Callable[[BaseOpenAIProvider, Body, Tally], Answer]
+    stream: Optional[Callable[[BaseOpenAIProvider, Body, Tally], Opened]] = None
+
+    def check(self, body: Body) -> None:
+        """Raise `BadRequestError` for a request that lacks its main field (SPEC §10)."""
+        for name in self.required:
+            value = body.get(name)
+            if value is not None and value != []:
+                return
+        raise BadRequestError(self.missing, param=self.required[0], type="invalid_request_error")
+
+
+# ---------------------------------------------------------------- whole replies
+
+# Of a server's headers these stay with it: they belong to its connection, to its own clients, or name it.
+_KEPT = frozenset((
+    "connection content-encoding content-length content-type date keep-alive location proxy-authenticate server "
+    "set-cookie strict-transport-security te trailer transfer-encoding upgrade vary via www-authenticate x-request-id "
+    "x-powered-by x-frame-options x-content-type-options"
+).split())
+_COUNT = re.compile(rb'"(prompt|completion)_tokens": ?([0-9]{1,15})')
+
+
+def _forwarded(operation: str) -> Callable[[BaseOpenAIProvider, Body, Tally], Answer]:
+    def answer(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
+        reply = provider.forward(operation, body)
+        _count(reply.body, tally)
+        return Answer(200, reply.body, reply.content_type or JSON, passed_headers(reply))
+
+    return answer
+
+
+def _count(body: bytes, tally: Tally) -> None:
+    """Read the usage from a reply's bytes; inside a string its quotes would be escaped."""
+    at = max(body.rfind(b'"usage":{'), body.rfind(b'"usage": {'))
+    if at < 0:
+        return
+    found = {name: int(digits) for name, digits in _COUNT.findall(body, at, at + 1000)}
+    tally.take({"prompt_tokens": found.get(b"prompt"), "completion_tokens": found.get(b"completion")})
+
+
+def passed_headers(reply: Reply) -> Tuple[Tuple[str, str], ...]:
+    """Return the headers of a server's reply that its client gets to see."""
+    return tuple(
+        (name, value) for name, value in reply.headers.items()
+        if name.lower() not in _KEPT and not name.lower().startswith("access-control-")
+    )
+
+
+def _rerank(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
+    return _record(provider.rerank(**body), tally)
+
+
+def _responses(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
+    return _record(provider.responses(**body), tally)
+
+
+def _transcription(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
+    return _record(provider.transcription(**body), tally)
+
+
+def _record(record: Body, tally: Tally) -> Answer:
+    tally.take(record.get("usage"))
+    return Answer(200, to_json(record))
+
+
+# ---------------------------------------------------------------- streams
+
+
+def _frames_of(operation: str) -> Callable[[BaseOpenAIProvider, Body, Tally], Opened]:
+    def open_stream(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Opened:
+        stream = provider.forward_stream(operation, body)
+        return Opened(stream, iter(stream), error_frame)
+
+    return open_stream
+
+
+def error_frame(error: BridgeError) -> bytes:
+    """Return the event that ends a stream in chat's manner; no ``[DONE]`` follows it."""
+    return encode(to_json(error_to_payload(error)).decode("ascii"))
+
+
+def _transcription_stream(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Opened:
+    stream = provider.transcription_stream(**body)
+    return Opened(stream, _data_frames(stream, tally), error_frame)
+
+
+def _data_frames(events: Iterator[Body], tally: Tally) -> Iterator[bytes]:
+    for event in events:
+        tally.take(event.get("usage"))
+        yield b"data: %s\n\n" % to_json(event)
+    yield DONE
+
+
+def _responses_stream(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Opened:
+    stream = provider.responses_stream(**body)
+    frames = _EventFrames(stream, tally)
+    return Opened(stream, frames, frames.failure)
+
+
+class _EventFrames:
+    """Events of the Responses API with their types in ``event:`` lines."""
+
+    def __init__(self, events: Iterator[Body], tally: Tally) -> None:
+        self._events = events
+        self._tally = tally
+        self._next = 0  # the sequence number that an error would have
+        self._ended = False
+
+    def __iter__(self) -> "Iterator[bytes]":
+        return self
+
+    def __next__(self) -> bytes:
+        event = next(self._events)
+        number = event.get("sequence_number")
+        if isinstance(number, int):
+            self._next = number + 1
+        response = event.get("response")
+        if isinstance(response, Mapping):
+            self._tally.take(response.get("usage"))
+        kind = str(event.get("type"))
+        self._ended = kind in ("response.completed", "response.incomplete", "response.failed", "error")
+        return b"event: %s\ndata: %s\n\n" % (kind.encode("utf-8", "replace"), to_json(event))
+
+    def failure(self, error: BridgeError) -> bytes:
+        """Return the API's ``error`` event."""
+        if self._ended:
+            return b""
+        inner = error_to_payload(error)["error"]
+        code = None if inner["code"] is None else str(inner["code"])
+        payload = {
+            "type": "error", "code": code or inner["type"], "message": inner["message"], "param": inner["param"],
+            "sequence_number": self._next,
+        }
+        return encode(to_json(payload).decode("ascii"), "error")
+
+
+OPERATIONS: Dict[str, Operation] = {
+    operation.name: operation
+    for operation in (
+        Operation("chat_completion", ("messages",), "messages is required for chat completion",
+                  _forwarded("chat_completion"), _frames_of("chat_completion")),
+        Operation("text_completion", ("prompt", "prompt_embeds"), "prompt is required for text completion",
+                  _forwarded("text_completion"), _frames_of("text_completion")),
+        Operation("embedding", ("input", "messages"), "input is required for embeddings", _forwarded("embedding")),
+        Operation("rerank", ("query",), "query is required for rerank, and must not be blank", _rerank),
+        Operation("responses", ("input",), "input is required for responses", _responses, _responses_stream),
+        Operation("transcription", ("file",), "file is required", _transcription, _transcription_stream),
+    )
+}
+
+
+def is_incomplete(error: BridgeError) -> bool:
+    """Tell whether a stream broke off, rather than reported an error."""
+    return isinstance(error, IncompleteStreamError)

@@ -1,0 +1,175 @@
+"""One request as the gateway sees it, from its WSGI environ to what is known of it at its end."""
+
+import json
+import os
+import re
+import time
+from typing import Any, Dict, List, Mapping, Optional
+
+from ..caller import Trace
+from ..errors import APIStatusError, BadRequestError
+from ..reply import Cancellation
+
+__all__ = ["Request", "bare_model"]
+
+PREFIX = "vllm/"
+_ID = re.compile(r"[!-~]{1,200}\Z")
+_BLOCK = 256 * 1024
+
+# Headers of a client that mean something to vLLM or to tracing, and go up as they are (WIRE.md §2).
+_PASSED = (
+    ("HTTP_TRACEPARENT", "traceparent"),
+    ("HTTP_TRACESTATE", "tracestate"),
+    ("HTTP_X_SESSION_ID", "X-Session-ID"),
+    ("HTTP_X_VLLM_PRIORITY", "X-Vllm-Priority"),
+    ("HTTP_X_DATA_PARALLEL_RANK", "X-data-parallel-rank"),
+    ("HTTP_ENDPOINT_LOAD_METRICS_FORMAT", "endpoint-load-metrics-format"),
+)
+_EXTRA = "HTTP_X_BF_EH_"
+# Never set from outside, whatever they are called in a x-bf-eh-... header (SPEC §2.1).
+_REFUSED = frozenset((
+    "accept accept-encoding authorization connection content-length content-type cookie expect host keep-alive "
+    "proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade x-api-key "
+    "x-goog-api-key x-request-id"
+).split())
+
+
+def bare_model(name: str) -> str:
+    """Return a model's name without one literal ``vllm/`` before it: ``vllm//data/x`` is ``/data/x``."""
+    return name[len(PREFIX):] if name.startswith(PREFIX) else name
+
+
+class Request:
+    """A request, and what becomes of it."""
+
+    __slots__ = (
+        "environ", "method", "path", "id", "started", "operation", "model", "rest", "cancellation", "trace",
+        "first", "streaming", "fallbacks", "watched", "ended",
+    )
+
+    def __init__(self, environ: Dict[str, Any]) -> None:
+        self.environ = environ
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path: str = environ.get("PATH_INFO") or "/"
+        given = environ.get("HTTP_X_REQUEST_ID")
+        self.id: str = given if given is not None and _ID.match(given) else os.urandom(16).hex()
+        self.started = time.monotonic()
+        self.operation = ""
+        self.model: Optional[str] = None
+        self.rest = ""
+        self.cancellation = Cancellation()
+        self.trace = Trace()
+        self.first: Optional[float] = None  # seconds until the first event
+        self.streaming = False
+        self.fallbacks = 0
+        self.watched = 0
+        self.ended = False
+
+    @property
+    def under_openai(self) -> bool:
+        """Whether the client asked under ``/openai``, where replies are exactly OpenAI's (SPEC §10)."""
+        return self.path.startswith("/openai/")
+
+    def options(self) -> Dict[str, Any]:
+        """Return what `with_options` takes: the headers to pass on, the key to use, who watches."""
+        environ = self.environ
+        headers = {"X-Request-Id": self.id}
+        for key, name in _PASSED:
+            if key in environ:
+                headers[name] = environ[key]
+        options: Dict[str, Any] = {"headers": headers, "cancel": self.cancellation, "trace": self.trace}
+        for key in environ:
+            if key.startswith("HTTP_X_BF_"):
+                self._own_header(key, options)
+        return options
+
+    def _own_header(self, key: str, options: Dict[str, Any]) -> None:
+        value = self.environ[key]
+        if key == "HTTP_X_BF_API_KEY_ID":
+            options["key_id"] = value
+        elif key == "HTTP_X_BF_API_KEY":
+            options["key_name"] = value
+        elif key.startswith(_EXTRA):
+            name = key[len(_EXTRA):].replace("_", "-").lower()
+            if name and name not in _REFUSED and not name.startswith("x-bf-"):
+                options["headers"][name] = value
+
+    # ------------------------------------------------------------ the body
+
+    def body(self, most: int) -> bytes:
+        """Read the body; raises `APIStatusError` (413) when it is longer than `most` bytes."""
+        source = self.environ["wsgi.input"]
+        length = content_length(self.environ)
+        if length is None:
+            return b"".join(self.blocks(most))
+        if length > most:
+            raise too_long(most)
+        data: bytes = source.read(length)
+        if len(data) < length:
+            data += b"".join(_until(source, length - len(data)))
+        return data
+
+    def blocks(self, most: int) -> List[bytes]:
+        """Read a body whose length is not known."""
+        if not self.environ.get("wsgi.input_terminated"):
+            return []  # a server that does not mark the end would wait for ever
+        blocks: List[bytes] = []
+        size = 0
+        source = self.environ["wsgi.input"]
+        for block in iter(lambda: source.read(_BLOCK), b""):
+            size += len(block)
+            if size > most:
+                raise too_long(most)
+            blocks.append(block)
+        return blocks
+
+    def json(self, most: int) -> Dict[str, Any]:
+        """Return the body's JSON object; raises `BadRequestError`."""
+        data = self.body(most)
+        if not data:
+            raise invalid("the body is empty")
+        try:
+            body = json.loads(data)
+        except RecursionError:
+            raise invalid("the JSON is nested too deeply") from None
+        except UnicodeDecodeError as error:
+            raise invalid("the body is not UTF-8 (byte %d)" % error.start) from None
+        except ValueError as error:
+            raise invalid("the body is not JSON: %s" % error) from None
+        if not isinstance(body, dict):
+            raise invalid("the body must be a JSON object")
+        return body
+
+
+def content_length(environ: Mapping[str, Any]) -> Optional[int]:
+    """Return the announced length of the body, ``None`` for a body in chunks or without one."""
+    text = environ.get("CONTENT_LENGTH")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise invalid("Content-Length is no number")
+    return int(text)
+
+
+def _until(source: Any, missing: int) -> List[bytes]:
+    blocks = []
+    while missing > 0:
+        block = source.read(missing)
+        if not block:
+            raise invalid("the body ended before its Content-Length")
+        blocks.append(block)
+        missing -= len(block)
+    return blocks
+
+
+def invalid(reason: str) -> BadRequestError:
+    """Return the error for a body that cannot be read (SPEC §10)."""
+    return BadRequestError("invalid request format: %s" % reason, type="invalid_request_error")
+
+
+def too_long(most: int) -> APIStatusError:
+    """Return the error for a body over the limit."""
+    return APIStatusError(
+        "the request body is longer than the %d bytes that this server accepts" % most,
+        type="invalid_request_error", code="request_too_large", status_code=413,
+    )
