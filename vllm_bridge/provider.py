@@ -1,13 +1,14 @@
 """The vocabulary of operations, and how a server with OpenAI's API carries them out."""
 
 import copy
-from typing import Any, BinaryIO, Callable, Dict, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, BinaryIO, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
 
 from . import rerank, text, transcription
-from .caller import Caller, Options, Wire
+from .caller import Caller, Options, Trace, Wire
 from .chunks import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
 from .config import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
-from .errors import BadRequestError, ConfigError, UnsupportedOperationError
+from .errors import BadRequestError, BridgeError, ConfigError, UnsupportedOperationError
+from .fields import number, whole
 from .frames import Frames, Tally
 from .model_list import collect
 from .multipart import MultipartBody
@@ -24,7 +25,7 @@ from .records import (
     Transcription,
     TranscriptionEvent,
 )
-from .reply import Reply
+from .reply import Cancellation, Reply
 from .stream import Reader, Stream
 from .wire import merged, object_of, to_json
 
@@ -104,19 +105,23 @@ class BaseOpenAIProvider:
             max_retries=network.max_retries,
             stream_idle_timeout=network.stream_idle_timeout_in_seconds,
         )
-        if timeout is not UNSET or max_retries is not None or headers is not None:
-            self._options = self._changed(timeout=timeout, max_retries=max_retries, headers=headers)
+        given = {} if isinstance(timeout, _Unset) else {"timeout": timeout}
+        self._options = self._changed(max_retries=max_retries, headers=headers, **given)
 
     def with_options(self: Self, **options: Any) -> Self:
         """Return a copy with other settings for its calls; connections and cooled servers are shared.
 
         `timeout`: seconds of silence between two bytes, or (connect, read). `stream_idle_timeout`: seconds between two
-        events. `deadline`: seconds for a call in all, retries included. `max_retries`. `headers`: added to those there
-        are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a `Trace` to fill in.
+        events. `deadline`: seconds for a call in all, retries included. ``None`` lifts these limits. `max_retries`.
+        `headers`: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a `Trace` to fill in.
         """
         other = copy.copy(self)
         other._options = self._changed(**options)
         return other
+
+    def cooling(self) -> List[Key]:
+        """Return the keys whose server could not be reached and has not answered since."""
+        return [key for key, _ in self._caller.ring.cooling()]
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
@@ -166,7 +171,7 @@ class BaseOpenAIProvider:
         given = self._body("rerank", wire)
         body = rerank.prepare(given)
         reply = self._reply("rerank", body, _model(body))
-        return self._finished(Rerank(rerank.convert(_object(reply), given)), body, reply)
+        return self._finished(Rerank(_read(reply, lambda: rerank.convert(_object(reply), given))), body, reply)
 
     def responses(self, /, **wire: Any) -> Response:
         """Answer ``input`` by the Responses API."""
@@ -187,7 +192,8 @@ class BaseOpenAIProvider:
         given = self._body("transcription", wire)
         with _Form(given) as form:
             reply = self._reply("transcription", form, _model(given))
-        payload = transcription.result(reply.body, reply.content_type, given.get("response_format"))
+        style = given.get("response_format")
+        payload = _read(reply, lambda: transcription.result(reply.body, reply.content_type, style))
         return self._finished(Transcription(payload), {name: given[name] for name in given if name != "file"}, reply)
 
     def transcription_stream(self, /, **wire: Any) -> Stream[TranscriptionEvent]:
@@ -250,8 +256,8 @@ class BaseOpenAIProvider:
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
         if is_object and not self._needs_reading(operation, reply.body):
             return reply
-        before = _object(reply)
-        after = self._adapted(operation, copy.deepcopy(before))
+        before = _read(reply, lambda: _object(reply))
+        after = _read(reply, lambda: self._adapted(operation, copy.deepcopy(before)))
         return reply if after == before else reply._replace(body=to_json(after))
 
     def forward_stream(self, operation: str, body: Mapping[str, Any]) -> Stream[bytes]:
@@ -282,7 +288,7 @@ class BaseOpenAIProvider:
             options = body.get("stream_options", {})
             if isinstance(options, Mapping):
                 body["stream_options"] = {"include_usage": True, **options}
-        elif body.get("stream") and not operation.endswith("_stream"):
+        elif body.get("stream") and operation in ("chat_completion", "text_completion", "responses", "transcription"):
             raise BadRequestError("%s cannot stream; call %s_stream" % (operation, operation), param="stream")
         return self._dialect(operation, body)
 
@@ -296,7 +302,7 @@ class BaseOpenAIProvider:
 
     def _record(self, record: Type[R], operation: str, body: Dict[str, Any]) -> R:
         reply = self._reply(operation, body, _model(body))
-        return self._finished(record(self._adapted(operation, _object(reply))), body, reply)
+        return self._finished(record(_read(reply, lambda: self._adapted(operation, _object(reply)))), body, reply)
 
     def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
         return self._caller.reply("POST", PATHS[operation], body, model, self._options)
@@ -324,14 +330,38 @@ class BaseOpenAIProvider:
         unknown = sorted(set(changes) - set(Options._fields))
         if unknown:
             raise ConfigError("with_options: no option %r; there are: %s" % (unknown[0], ", ".join(Options._fields)))
-        if changes.get("timeout", UNSET) is UNSET:
-            changes.pop("timeout", None)
-        else:
-            connect, read = normalise_timeout(changes["timeout"], "timeout")
-            changes["timeout"] = (connect if isinstance(changes["timeout"], tuple) else options.timeout[0], read)
-        if changes.get("headers") is not None:
-            changes["headers"] = {**options.headers, **check_headers(changes["headers"], "headers")}
-        return options._replace(**{name: value for name, value in changes.items() if value is not None})
+        changed: Dict[str, Any] = {}
+        for name, value in changes.items():
+            if value is not None:
+                changed[name] = _CHECKS[name](value, options)
+            elif name == "timeout":
+                changed[name] = (options.timeout[0], None)
+            elif name not in ("headers", "max_retries"):  # those two stay as they are
+                changed[name] = None
+        return options._replace(**changed)
+
+
+def _instance(kind: type, name: str) -> Callable[[Any, Options], Any]:
+    def check(value: Any, options: Options) -> Any:
+        if not isinstance(value, kind):
+            raise ConfigError("%s: expected a %s, got %s" % (name, kind.__name__, type(value).__name__))
+        return value
+
+    return check
+
+
+# How each setting of a call is read: (what was given, the settings so far) -> what counts from now on.
+_CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
+    "timeout": lambda value, options: normalise_timeout(value, "timeout", options.timeout[0]),
+    "headers": lambda value, options: {**options.headers, **check_headers(value, "headers")},
+    "max_retries": lambda value, options: whole(value, "max_retries"),
+    "stream_idle_timeout": lambda value, options: number(value, "stream_idle_timeout", positive=True),
+    "deadline": lambda value, options: number(value, "deadline", positive=True),
+    "cancel": _instance(Cancellation, "cancel"),
+    "trace": _instance(Trace, "trace"),
+    "key_id": _instance(str, "key_id"),
+    "key_name": _instance(str, "key_name"),
+}
 
 
 class _Form:
@@ -343,8 +373,9 @@ class _Form:
         if part.path is not None:
             try:
                 self._opened = open(part.path, "rb")
-            except OSError as error:
-                raise BadRequestError("file: cannot read %s: %s" % (part.path, error.strerror), param="file") from error
+            except (OSError, ValueError) as error:  # ValueError: a NUL, or what no file system can name
+                why = getattr(error, "strerror", None) or str(error)
+                raise BadRequestError("file: cannot read %r: %s" % (part.path, why), param="file") from error
             part = part.opened(self._opened)
         try:
             self._body = MultipartBody(fields, part)
@@ -360,6 +391,15 @@ class _Form:
             self._opened.close()
         if hasattr(self, "_body"):
             self._body.close()
+
+
+def _read(reply: Reply, convert: Callable[[], T]) -> T:
+    """Return what `convert` makes of a reply; its errors then tell where the reply came from, and no secret."""
+    try:
+        return convert()
+    except BridgeError as error:
+        reply.tell(error)
+        raise
 
 
 def _object(reply: Reply) -> Dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from http.client import responses as _PHRASES
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, TypeVar
 
 from .. import transcription
 from ..errors import (
@@ -15,7 +15,6 @@ from ..errors import (
     BridgeError,
     ConfigError,
     IncompleteStreamError,
-    InternalServerError,
     NotFoundError,
     RequestCancelledError,
     UnsupportedOperationError,
@@ -27,13 +26,15 @@ from ..provider import BaseOpenAIProvider
 from ..version import __version__
 from ..vllm import VLLMProvider
 from ..wire import to_json
-from . import access_log, metrics
+from . import metrics
+from .accounts import Accounts
 from .body import BodyError
 from .disconnect import Watcher
 from .doors import Doors
 from .operations import OPERATIONS, Answer, Opened, Operation
 from .privacy import Privacy
-from .request import PREFIX, Request, bare_model, content_length, too_long
+from .relay import Relay, internal_error
+from .request import PREFIX, Request, bare_model
 from .routes import Found, find
 from .settings import Settings, read
 
@@ -57,7 +58,6 @@ _STREAM = (
 _SPOOLED = 1024 * 1024  # bytes of an uploaded file that stay in memory
 _READY_WITHIN = 2.0  # seconds that a server has to say that it is there
 _FALSE = frozenset(("", "0", "f", "false", "n", "no", "off"))
-_ACCOUNTED = frozenset(OPERATIONS) | {"list_models"}
 
 
 class Gateway:
@@ -73,6 +73,7 @@ class Gateway:
         self._doors = Doors(settings.api_keys, settings.allowed_origins)
         self._privacy = Privacy(self.provider.config)
         self._watcher = Watcher()
+        self._accounts = Accounts(self.metrics, self._watcher, self.provider, settings.log_format)
         self._handlers: Dict[str, Callable[[Request], Any]] = {
             "operation": self._operation, "form": self._form, "models": self._models, "model": self._model,
             "messages": self._messages, "health": self._health, "ready": self._ready, "metrics": self._metrics,
@@ -93,14 +94,14 @@ class Gateway:
             except BridgeError as error:
                 answer = self._failed(request, error)
         except BodyError as error:  # the server answers it
-            self._end(request, error.status)
+            self._accounts.end(request, error.status)
             raise
         except OSError:  # another server's: the client left inside its body
-            self._end(request, 499)
+            self._accounts.end(request, 499)
             raise
         except Exception:
             logger.error("%s %r failed", request.method, request.path, exc_info=True)
-            answer = self._failed(request, _internal_error())
+            answer = self._failed(request, internal_error())
         if isinstance(answer, Opened):
             return self._streamed(request, answer, start_response)
         return self._sent(request, answer, start_response)
@@ -118,8 +119,7 @@ class Gateway:
                 raise refusal
         request.operation = route.operation
         request.rest = found.rest
-        if route.operation in _ACCOUNTED:
-            self.metrics.begin(route.operation)
+        self._accounts.begin(request)
         return self._handlers[route.handler](request)
 
     def _no_route(self, request: Request, found: Found) -> Answer:
@@ -178,7 +178,7 @@ class Gateway:
         headers = [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
         if answer.status == 204:
             headers = []
-        self._end(request, answer.status)
+        self._accounts.end(request, answer.status)
         start_response(_STATUS.get(answer.status) or "%d Error" % answer.status,
                        headers + self._common(request, answer.headers))
         return [] if request.method == "HEAD" else [answer.body]
@@ -190,9 +190,9 @@ class Gateway:
             start_response("200 OK", self._common(request, _STREAM))
         except BaseException:
             opened.stream.close()
-            self._end(request, 499)
+            self._accounts.end(request, 499)
             raise
-        return _Relay(self, request, opened)
+        return Relay(request, opened, self._told, self._accounts.end)
 
     def _common(self, request: Request, headers: Iterable[Tuple[str, str]]) -> Headers:
         found = [("X-Request-Id", request.id), *_SAFE, *headers]
@@ -200,24 +200,6 @@ class Gateway:
             taken = {name for name, _ in found}
             found += [pair for pair in self._doors.headers(request.environ) if pair[0] not in taken]
         return found
-
-    def _end(self, request: Request, status: int) -> None:
-        """Close a request's account, once."""
-        if request.ended:
-            return
-        request.ended = True
-        self._watcher.discard(request.watched)
-        seconds = time.monotonic() - request.started
-        trace = request.trace
-        if request.operation in _ACCOUNTED:
-            retries = max(0, trace.attempts - 1 - request.fallbacks)
-            self.metrics.end(
-                request.operation, request.model, status, seconds, request.first,
-                (trace.prompt_tokens, trace.completion_tokens), retries, request.fallbacks,
-            )
-            self.metrics.cooled(len(self.provider._caller.ring.cooling()))
-        if access_log.logger.isEnabledFor(logging.INFO):
-            access_log.logger.info("%s", access_log.line(_entry(request, status, seconds), self.settings.log_format))
 
     # ------------------------------------------------------------ operations
 
@@ -231,7 +213,7 @@ class Gateway:
             spool=lambda: tempfile.SpooledTemporaryFile(max_size=_SPOOLED),
         )
         try:
-            for block in _blocks(request, self.settings.max_body):
+            for block in request.blocks(self.settings.max_body):
                 reader.feed(block)
             body = transcription.from_form(reader.finish())
             return self._carried_out(request, OPERATIONS[request.operation], body)
@@ -334,85 +316,6 @@ class Gateway:
             "this gateway does not translate Anthropic's API, and vLLM speaks it itself: set ANTHROPIC_BASE_URL to the "
             "address of the vLLM server"
         )
-
-
-class _Relay:
-    """A stream on its way to the client; the server closes it, also when the client is gone."""
-
-    def __init__(self, gateway: Gateway, request: Request, opened: Opened) -> None:
-        self._gateway = gateway
-        self._request = request
-        self._opened = opened
-        self._frames: Iterator[bytes] = opened.frames
-        self._status = 499  # until the stream has come to its end
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            return next(self._frames)
-        except StopIteration:
-            if self._status == 499:
-                self._status = 200
-            raise
-        except RequestCancelledError:
-            self._frames = iter(())
-            raise StopIteration from None
-        except Exception as error:
-            self._frames = iter(())
-            if not isinstance(error, BridgeError):
-                logger.error("the stream of request %s failed", self._request.id, exc_info=True)
-                error = _internal_error()
-            self._status, payload = self._gateway._told(self._request, error)
-            error.message = payload["error"]["message"]
-            return self._opened.failure(error)
-
-    def close(self) -> None:
-        """End the generation if it has not ended, and the request's account."""
-        self._opened.stream.close()
-        self._gateway._end(self._request, self._status)
-
-
-def _internal_error() -> BridgeError:
-    return InternalServerError(
-        "the gateway failed on this request; its log says more", type="server_error", code="internal_error"
-    )
-
-
-def _entry(request: Request, status: int, seconds: float) -> Dict[str, Any]:
-    trace = request.trace
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "client": request.environ.get("REMOTE_ADDR"),
-        "method": request.method,
-        "path": request.path,
-        "status": status,
-        "model": request.model,
-        "server": trace.server,
-        "first_token_ms": None if request.first is None else round(request.first * 1000, 1),
-        "total_ms": round(seconds * 1000, 1),
-        "tokens_in": trace.prompt_tokens or None,
-        "tokens_out": trace.completion_tokens or None,
-        "request_id": request.id,
-    }
-
-
-def _blocks(request: Request, most: int) -> Iterator[bytes]:
-    """Read a body block by block, so that a large file never is in memory."""
-    length = content_length(request.environ)
-    if length is None:
-        yield from request.blocks(most)
-        return
-    if length > most:
-        raise too_long(most)
-    source = request.environ["wsgi.input"]
-    while length > 0:
-        block = source.read(min(length, 256 * 1024))
-        if not block:
-            return  # the form is found incomplete
-        length -= len(block)
-        yield block
 
 
 def _streams(body: Mapping[str, Any]) -> bool:

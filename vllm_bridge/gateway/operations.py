@@ -3,7 +3,7 @@
 import re
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from ..errors import BadRequestError, BridgeError, IncompleteStreamError, error_to_payload
+from ..errors import BadRequestError
 from ..frames import DONE, Tally
 from ..provider import BaseOpenAIProvider
 from ..reply import Reply
@@ -32,7 +32,7 @@ class Opened(NamedTuple):
 
     stream: Stream[Any]
     frames: Iterator[bytes]
-    failure: Callable[[BridgeError], bytes]
+    failure: Callable[[Body], bytes]
 
 
 class Operation(NamedTuple):
@@ -118,9 +118,9 @@ def _frames_of(operation: str) -> Callable[[BaseOpenAIProvider, Body, Tally], Op
     return open_stream
 
 
-def error_frame(error: BridgeError) -> bytes:
+def error_frame(error: Body) -> bytes:
     """Return the event that ends a stream in chat's manner; no ``[DONE]`` follows it."""
-    return encode(to_json(error_to_payload(error)).decode("ascii"))
+    return encode(to_json({"error": error}).decode("ascii"))
 
 
 def _transcription_stream(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Opened:
@@ -165,14 +165,13 @@ class _EventFrames:
         self._ended = kind in ("response.completed", "response.incomplete", "response.failed", "error")
         return b"event: %s\ndata: %s\n\n" % (kind.encode("utf-8", "replace"), to_json(event))
 
-    def failure(self, error: BridgeError) -> bytes:
-        """Return the API's ``error`` event."""
+    def failure(self, error: Body) -> bytes:
+        """Return the API's ``error`` event, unless the response has come to its end."""
         if self._ended:
             return b""
-        inner = error_to_payload(error)["error"]
-        code = None if inner["code"] is None else str(inner["code"])
+        code = error["type"] if error["code"] is None else str(error["code"])
         payload = {
-            "type": "error", "code": code or inner["type"], "message": inner["message"], "param": inner["param"],
+            "type": "error", "code": code, "message": error["message"], "param": error["param"],
             "sequence_number": self._next,
         }
         return encode(to_json(payload).decode("ascii"), "error")
@@ -191,8 +190,3 @@ OPERATIONS: Dict[str, Operation] = {
         Operation("transcription", ("file",), "file is required", _transcription, _transcription_stream),
     )
 }
-
-
-def is_incomplete(error: BridgeError) -> bool:
-    """Tell whether a stream broke off, rather than reported an error."""
-    return isinstance(error, IncompleteStreamError)

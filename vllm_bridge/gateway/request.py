@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Iterator, Mapping, Optional
 
 from ..caller import Trace
 from ..errors import APIStatusError, BadRequestError
@@ -98,30 +98,25 @@ class Request:
 
     def body(self, most: int) -> bytes:
         """Read the body; raises `APIStatusError` (413) when it is longer than `most` bytes."""
-        source = self.environ["wsgi.input"]
-        length = content_length(self.environ)
-        if length is None:
-            return b"".join(self.blocks(most))
-        if length > most:
-            raise too_long(most)
-        data: bytes = source.read(length)
-        if len(data) < length:
-            data += b"".join(_until(source, length - len(data)))
-        return data
+        blocks = list(self.blocks(most))
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
-    def blocks(self, most: int) -> List[bytes]:
-        """Read a body whose length is not known."""
-        if not self.environ.get("wsgi.input_terminated"):
-            return []  # a server that does not mark the end would wait for ever
-        blocks: List[bytes] = []
-        size = 0
+    def blocks(self, most: int) -> Iterator[bytes]:
+        """Read the body piece by piece; an announced length over `most` is refused at once."""
         source = self.environ["wsgi.input"]
-        for block in iter(lambda: source.read(_BLOCK), b""):
-            size += len(block)
-            if size > most:
-                raise too_long(most)
-            blocks.append(block)
-        return blocks
+        left = content_length(self.environ)
+        if left is None:
+            if self.environ.get("wsgi.input_terminated"):  # elsewhere there is no end to find
+                yield from _chunked(source, most)
+            return
+        if left > most:
+            raise too_long(most)
+        while left > 0:
+            block = source.read(min(left, _BLOCK))
+            if not block:
+                raise invalid("the body ended before its Content-Length")
+            left -= len(block)
+            yield block
 
     def json(self, most: int) -> Dict[str, Any]:
         """Return the body's JSON object; raises `BadRequestError`."""
@@ -151,15 +146,13 @@ def content_length(environ: Mapping[str, Any]) -> Optional[int]:
     return int(text)
 
 
-def _until(source: Any, missing: int) -> List[bytes]:
-    blocks = []
-    while missing > 0:
-        block = source.read(missing)
-        if not block:
-            raise invalid("the body ended before its Content-Length")
-        blocks.append(block)
-        missing -= len(block)
-    return blocks
+def _chunked(source: Any, most: int) -> Iterator[bytes]:
+    size = 0
+    for block in iter(lambda: source.read(_BLOCK), b""):
+        size += len(block)
+        if size > most:
+            raise too_long(most)
+        yield block
 
 
 def invalid(reason: str) -> BadRequestError:
