@@ -16,6 +16,9 @@ def same_texts(left, right):
         mine, theirs = dict(left[index]), dict(right[index])
         calls = [{place: [name, "".join(text.split())] for place, (name, text) in whole.pop("calls").items()}
                  for whole in (mine, theirs)]
+        if calls[0]:
+            # vLLM 0.32.0 streams the line ends between reasoning and call and leaves them out of the reply.
+            mine["content"], theirs["content"] = mine["content"].strip(), theirs["content"].strip()
         assert mine == theirs
         assert calls[0] == calls[1]
 
