@@ -21,7 +21,9 @@ __all__ = ["Exchange", "PoolAdapter", "current"]
 class Exchange:
     """One request and its reply on the wire: which socket carries it, how far it got, how to break it off."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Optional[float] = None) -> None:
+        self.patience = patience  # seconds that sending may take, and each wait for a byte
+        self.started = False  # a pool was asked for a connection
         self.connected = False  # a connection was there
         self.reused = False  # and it had carried a request before
         self.sent_at = 0.0  # when the request's head left, by time.monotonic
@@ -37,6 +39,9 @@ class Exchange:
             self._connection = connection
             self._socket = sock
             cancelled = self.cancelled
+        if sock is not None:
+            # urllib3 leaves the connect timeout on it, or that of the previous reply: too little to send a long body.
+            sock.settimeout(self.patience)
         if cancelled is not None:
             raise ConnectionAbortedError(cancelled)
 
@@ -58,8 +63,12 @@ class Exchange:
 
     def set_timeout(self, seconds: Optional[float]) -> None:
         """Limit how long the next read may wait for a byte."""
-        if self._socket is not None:
-            self._socket.settimeout(seconds)
+        sock = self._socket
+        if sock is not None:
+            try:
+                sock.settimeout(seconds)
+            except OSError:
+                pass  # closed by another thread: the read finds out
 
 
 def shut(sock: Any) -> None:
@@ -87,17 +96,18 @@ class _Watched:
     sock: Any
     answers = 0
     idle_since = 0.0
+    carries: Optional[Exchange] = None
 
     def connect(self) -> None:
         self.answers = 0
         super().connect()  # type: ignore[misc]
-        exchange = current.exchange
+        exchange = self.carries = current.exchange
         if exchange is not None:
             exchange.connected = True
             exchange.attach(self, self.sock)
 
     def putrequest(self, *args: Any, **kwargs: Any) -> Any:
-        exchange = current.exchange
+        exchange = self.carries = current.exchange
         if exchange is not None:
             exchange.reused = self.sock is not None and self.answers > 0
             exchange.connected = self.sock is not None
@@ -125,9 +135,11 @@ class _AgeingPool:
     idle_limit = 4.0
 
     def _get_conn(self, *args: Any, **kwargs: Any) -> Any:
+        exchange = current.exchange
+        if exchange is not None:
+            exchange.started = True
         connection = super()._get_conn(*args, **kwargs)  # type: ignore[misc]
         if getattr(connection, "sock", None) is not None:
-            exchange = current.exchange
             idle = time.monotonic() - connection.idle_since
             if idle > self.idle_limit or (exchange is not None and exchange.fresh):
                 connection.close()
@@ -136,6 +148,10 @@ class _AgeingPool:
     def _put_conn(self, connection: Any) -> None:
         if connection is not None:
             connection.idle_since = time.monotonic()
+            if connection.carries is not None:
+                # From here on another thread may use it: the reply that it carried must not break it off.
+                connection.carries.detach()
+                connection.carries = None
         super()._put_conn(connection)  # type: ignore[misc]
 
 
@@ -145,6 +161,13 @@ class _AgeingHTTPPool(_AgeingPool, HTTPConnectionPool):
 
 class _AgeingHTTPSPool(_AgeingPool, HTTPSConnectionPool):
     ConnectionCls = _WatchedHTTPSConnection
+
+    def _validate_conn(self, conn: Any) -> None:
+        if self.cert_reqs == "CERT_NONE":  # insecure_skip_verify: asked for by name, so no InsecureRequestWarning
+            if getattr(conn, "sock", None) is None:
+                conn.connect()
+        else:
+            super()._validate_conn(conn)
 
 
 class PoolAdapter(HTTPAdapter):

@@ -8,16 +8,19 @@ from .config import Key, NetworkConfig, ProviderConfig
 from .errors import BridgeError, payload_error
 from .frames import Tally
 from .keys import KeyRing
+from .masking import mask
 from .multipart import MultipartBody
 from .records import decode
 from .reply import Call, Cancellation, Reply
-from .retry import CONNECTION_NOT_MADE, RetryPolicy
+from .retry import CONNECTION_NOT_MADE, RetryPolicy, parse_retry_after
 from .stream import Reader, Stream
 from .transport import Transport
 from .version import USER_AGENT
 from .wire import to_json
 
 __all__ = ["Caller", "Options", "Trace"]
+
+_REQUEST_ID = "X-Request-Id"
 
 T = TypeVar("T")
 Wire = Union[Dict[str, Any], MultipartBody, None]
@@ -51,6 +54,9 @@ class Options(NamedTuple):
     key_id: Optional[str] = None
     key_name: Optional[str] = None
 
+    def __repr__(self) -> str:
+        return "Options(timeout=%r, max_retries=%r)" % (self.timeout, self.max_retries)  # the headers may hold a key
+
 
 class Caller:
     """Carries operations to the servers of one provider; shared by all its ``with_options`` copies."""
@@ -68,8 +74,9 @@ class Caller:
 
         def attempt(key: Key, deadline: Optional[float]) -> Reply:
             reply = self.transport.send(self._call(method, path, wire, model, key, options, deadline))
-            # Errors are short, and vLLM's JSON never spaces or escapes a key (WIRE.md §3).
-            if len(reply.body) < 65536 and (b'"error"' in reply.body or b'"detail"' in reply.body):
+            # vLLM's JSON never spaces or escapes a key, and an error's object begins with it (WIRE.md §3).
+            body = reply.body if len(reply.body) < 65536 else reply.body[:1024]
+            if b'"error"' in body or b'"detail"' in body:
                 self._check(reply)
             return reply
 
@@ -81,9 +88,7 @@ class Caller:
         """Return the reply as a stream; `reader` makes the stream's meaning anew for each attempt."""
 
         def attempt(key: Key, deadline: Optional[float]) -> Stream[T]:
-            call = self._call("POST", path, wire, model, key, options, deadline)
-            call.headers["Accept"] = "text/event-stream"
-            call.headers["Cache-Control"] = "no-cache"
+            call = self._call("POST", path, wire, model, key, options, deadline, streams=True)
             return self.transport.stream(call, reader(), options.stream_idle_timeout)
 
         return self._attempts(attempt, model, options)
@@ -91,8 +96,12 @@ class Caller:
     def get(self, path: str, key: Key, options: Options) -> Reply:
         """Ask one certain server, once."""
         deadline = None if options.deadline is None else time.monotonic() + options.deadline
-        reply = self.transport.send(self._call("GET", path, None, None, key, options, deadline))
-        self._check(reply)
+        try:
+            reply = self.transport.send(self._call("GET", path, None, None, key, options, deadline))
+            self._check(reply)
+        except BridgeError as error:
+            mask(error, key.value)
+            raise
         return reply
 
     def _attempts(self, attempt: Callable[[Key, Optional[float]], T], model: Optional[str], options: Options) -> T:
@@ -109,12 +118,13 @@ class Caller:
             try:
                 result = attempt(key, deadline)
             except BridgeError as error:
-                unreached = error.code == CONNECTION_NOT_MADE
-                if unreached:
+                mask(error, key.value)
+                tried = tried | {key}
+                if error.code == CONNECTION_NOT_MADE:
                     ring.failed(key)
+                    tried |= {other for other in ring.keys if other.url == key.url}  # no other way to go
                 elif error.status_code is not None:
                     ring.succeeded(key)
-                tried = tried | {key}
                 other = not (options.key_id or options.key_name) and ring.other_left(model, tried)
                 wait = error.retry_after
                 if not policy.should_retry(error, attempt=retries, other_key_left=other, retry_after=wait):
@@ -139,8 +149,12 @@ class Caller:
         key: Key,
         options: Options,
         deadline: Optional[float],
+        streams: bool = False,
     ) -> Call:
         headers = self._headers[key].copy()
+        if streams:
+            headers["Accept"] = "text/event-stream"
+            headers["Cache-Control"] = "no-cache"
         body: Any = wire
         if isinstance(wire, MultipartBody):
             headers["Content-Type"] = wire.content_type
@@ -150,11 +164,11 @@ class Caller:
                 wire = {**wire, "model": KeyRing.resolve_alias(key, model)}
             body = to_json(wire)
         if options.headers:
-            headers.update(options.headers)
-        if "X-Request-Id" not in headers:
-            headers["X-Request-Id"] = os.urandom(16).hex()
+            headers = _overridden(headers, options.headers)
+        if _REQUEST_ID not in headers:
+            headers[_REQUEST_ID] = os.urandom(16).hex()
         if options.trace is not None:
-            options.trace.request_id = headers["X-Request-Id"]
+            options.trace.request_id = headers[_REQUEST_ID]
         return Call(
             method, "%s%s" % (key.url, path), headers, body, options.timeout, deadline, options.cancel, key.value
         )
@@ -167,7 +181,7 @@ class Caller:
         present = {name.lower() for name in headers}
         for name, value in self.network.extra_headers.items():
             if name.lower() not in present:
-                headers[name] = value
+                headers[_named(name)] = value
         return headers
 
     @staticmethod
@@ -178,7 +192,19 @@ class Caller:
             return  # for its reader to find
         error = payload_error(payload, request_id=reply.request_id, url=reply.url)
         if error is not None:
+            error.retry_after = parse_retry_after(reply.headers.get("Retry-After"), time.time())
             raise error
+
+
+def _named(name: str) -> str:
+    return _REQUEST_ID if name.lower() == _REQUEST_ID.lower() else name
+
+
+def _overridden(headers: Dict[str, str], others: Dict[str, str]) -> Dict[str, str]:
+    names = {name.lower() for name in others}
+    kept = {name: value for name, value in headers.items() if name.lower() not in names}
+    kept.update((_named(name), value) for name, value in others.items())
+    return kept
 
 
 def _sleep(seconds: float, cancel: Optional[Cancellation]) -> None:

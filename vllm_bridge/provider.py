@@ -7,7 +7,7 @@ from . import rerank, text, transcription
 from .caller import Caller, Options, Trace, Wire
 from .chunks import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
 from .config import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
-from .errors import BadRequestError, BridgeError, ConfigError, UnsupportedOperationError
+from .errors import BadRequestError, ConfigError, UnsupportedOperationError
 from .fields import number, whole
 from .frames import Frames, Tally
 from .model_list import collect
@@ -113,7 +113,8 @@ class BaseOpenAIProvider:
 
         `timeout`: seconds of silence between two bytes, or (connect, read). `stream_idle_timeout`: seconds between two
         events. `deadline`: seconds for a call in all, retries included. ``None`` lifts these limits. `max_retries`.
-        `headers`: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a `Trace` to fill in.
+        `headers`: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a
+        `Trace` to fill in.
         """
         other = copy.copy(self)
         other._options = self._changed(**options)
@@ -171,7 +172,7 @@ class BaseOpenAIProvider:
         given = self._body("rerank", wire)
         body = rerank.prepare(given)
         reply = self._reply("rerank", body, _model(body))
-        return self._finished(Rerank(_read(reply, lambda: rerank.convert(_object(reply), given))), body, reply)
+        return self._finished(Rerank(reply.read(lambda: rerank.convert(_object(reply), given))), body, reply)
 
     def responses(self, /, **wire: Any) -> Response:
         """Answer ``input`` by the Responses API."""
@@ -193,7 +194,7 @@ class BaseOpenAIProvider:
         with _Form(given) as form:
             reply = self._reply("transcription", form, _model(given))
         style = given.get("response_format")
-        payload = _read(reply, lambda: transcription.result(reply.body, reply.content_type, style))
+        payload = reply.read(lambda: transcription.result(reply.body, reply.content_type, style))
         return self._finished(Transcription(payload), {name: given[name] for name in given if name != "file"}, reply)
 
     def transcription_stream(self, /, **wire: Any) -> Stream[TranscriptionEvent]:
@@ -256,8 +257,8 @@ class BaseOpenAIProvider:
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
         if is_object and not self._needs_reading(operation, reply.body):
             return reply
-        before = _read(reply, lambda: _object(reply))
-        after = _read(reply, lambda: self._adapted(operation, copy.deepcopy(before)))
+        before = reply.read(lambda: _object(reply))
+        after = reply.read(lambda: self._adapted(operation, copy.deepcopy(before)))
         return reply if after == before else reply._replace(body=to_json(after))
 
     def forward_stream(self, operation: str, body: Mapping[str, Any]) -> Stream[bytes]:
@@ -302,7 +303,7 @@ class BaseOpenAIProvider:
 
     def _record(self, record: Type[R], operation: str, body: Dict[str, Any]) -> R:
         reply = self._reply(operation, body, _model(body))
-        return self._finished(record(_read(reply, lambda: self._adapted(operation, _object(reply)))), body, reply)
+        return self._finished(record(reply.read(lambda: self._adapted(operation, _object(reply)))), body, reply)
 
     def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
         return self._caller.reply("POST", PATHS[operation], body, model, self._options)
@@ -391,15 +392,6 @@ class _Form:
             self._opened.close()
         if hasattr(self, "_body"):
             self._body.close()
-
-
-def _read(reply: Reply, convert: Callable[[], T]) -> T:
-    """Return what `convert` makes of a reply; its errors then tell where the reply came from, and no secret."""
-    try:
-        return convert()
-    except BridgeError as error:
-        reply.tell(error)
-        raise
 
 
 def _object(reply: Reply) -> Dict[str, Any]:

@@ -3,7 +3,7 @@
 import threading
 import time
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple, TypeVar
 
 from .adapter import Exchange
 from .errors import (
@@ -16,13 +16,18 @@ from .errors import (
     error_from_body,
     payload_error,
 )
+from .masking import mask
 from .records import decode
 from .retry import parse_retry_after
 
 __all__ = ["Call", "Cancellation", "MAX_BODY", "OpenReply", "Reply", "Watch", "cancelled_error"]
 
+T = TypeVar("T")
+
 MAX_BODY = 256 * 1024 * 1024  # bytes of a reply, decompressed; 5,000 vectors of 4,096 floats are half of it
 _BLOCK = 65536
+_ERROR_BODY = 1024 * 1024  # bytes of an error's body that are read
+_CLOSED = "the stream was closed"
 _DEADLINE = "deadline"  # the reason that `Watch` gives when the total time is over
 
 
@@ -42,6 +47,11 @@ class Cancellation:
     def cancelled(self) -> bool:
         """Whether `cancel` has been called."""
         return self._why is not None
+
+    @property
+    def why(self) -> Optional[str]:
+        """The reason given to `cancel`, or ``None``."""
+        return self._why
 
     def cancel(self, why: str = "the call was cancelled") -> None:
         """Break off every call that uses this handle."""
@@ -93,10 +103,23 @@ class Reply(NamedTuple):
     url: str
     request_id: Optional[str]
 
+    secret: str = ""
+
+    def __repr__(self) -> str:
+        return "Reply(%d, %d bytes from %s)" % (self.status, len(self.body), self.url)
+
     @property
     def content_type(self) -> str:
         """The media type and its parameters, or ``""``."""
         return self.headers.get("Content-Type") or ""
+
+    def read(self, convert: Callable[[], T]) -> T:
+        """Return what `convert` makes of the body; its errors then tell where the body is from, and no secret."""
+        try:
+            return convert()
+        except BridgeError as error:
+            _tell(error, self)
+            raise
 
 
 def cancelled_error(why: str, call: Call) -> BridgeError:
@@ -109,6 +132,14 @@ def cancelled_error(why: str, call: Call) -> BridgeError:
             url=call.url,
         )
     return RequestCancelledError(why, request_id=call.request_id, url=call.url)
+
+
+def _tell(error: BridgeError, origin: Any) -> None:
+    if error.url is None:
+        error.url = origin.url
+    if error.request_id is None:
+        error.request_id = origin.request_id
+    mask(error, origin.secret)
 
 
 class Watch:
@@ -156,42 +187,52 @@ class OpenReply:
         self._call = call
         self._failure_of = failure
         self._closed = False
+        self._lock = threading.RLock()  # held while bytes are read: urllib3's replies are not to be closed meanwhile
         self._read1: Callable[[], bytes] = _read1_of(response)
+
+    def tell(self, error: BridgeError) -> None:
+        """Complete an error that came out of the bytes: where they are from, and no secret in what they quote."""
+        _tell(error, self)
+
+    @property
+    def secret(self) -> str:
+        """The key that the request carried."""
+        return self._call.secret
 
     def read(self) -> bytes:
         """Return some bytes of the body as soon as there are any, ``b""`` at its end."""
-        if self._closed:
-            raise cancelled_error("the stream was closed", self._call)
-        try:
-            block: bytes = self._read1()
-            if block:
-                return block
-            self._check_complete()
-        except Exception as error:
-            raise self._failure(error) from error
-        if self._exchange.cancelled is not None:
+        with self._lock:
+            if self._closed:
+                raise cancelled_error(self._exchange.cancelled or _CLOSED, self._call)
+            try:
+                block = self._read1()
+            except Exception as error:
+                raise self._failure(error) from error
+        if not block and self._exchange.cancelled is not None:
             raise cancelled_error(self._exchange.cancelled, self._call)
-        return b""
+        return block
 
-    def read_all(self) -> bytes:
-        """Return the rest of the body; `MAX_BODY` is the most that is read."""
+    def read_all(self, enough: Optional[int] = None) -> bytes:
+        """Return the rest of the body, or what there is after `enough` bytes of it; `MAX_BODY` is an error."""
         blocks: List[bytes] = []
         size = 0
-        try:
-            while True:
-                block = self._raw.read(_BLOCK, decode_content=True)
-                if not block:
-                    break
-                blocks.append(block)
-                size += len(block)
-                if size > MAX_BODY:
-                    raise ValueError("it is longer than %d bytes" % MAX_BODY)
-            self._check_complete()
-        except Exception as error:
-            raise self._failure(error) from error
-        if self._exchange.cancelled is not None:
-            raise cancelled_error(self._exchange.cancelled, self._call)
-        self._release()
+        with self._lock:
+            try:
+                while enough is None or size < enough:
+                    block = _read_decoded(self._raw, _BLOCK)
+                    if not block:
+                        break
+                    blocks.append(block)
+                    size += len(block)
+                    if size > MAX_BODY:
+                        raise ValueError("it is longer than %d bytes" % MAX_BODY)
+                else:
+                    return b"".join(blocks)
+            except Exception as error:
+                raise self._failure(error) from error
+            if self._exchange.cancelled is not None:
+                raise cancelled_error(self._exchange.cancelled, self._call)
+            self._release()
         return b"".join(blocks)
 
     def error(self) -> BridgeError:
@@ -205,13 +246,11 @@ class OpenReply:
                 **fields,
             )
         try:
-            body = self.read_all()
-        except APITimeoutError:
-            raise
-        except (APIConnectionError, ResponseDecodeError):
+            body = self.read_all(_ERROR_BODY)
+        except (APIConnectionError, ResponseDecodeError) as broken:
+            if broken.code == _DEADLINE:
+                raise
             body = b""  # the status says enough
-        if self._call.secret:
-            body = body.replace(self._call.secret.encode("utf-8"), b"[api key]")
         error = error_from_body(self.status, self.headers.get("content-type") or "", body, **fields)
         error.retry_after = parse_retry_after(
             self.headers.get("retry-after"), time.time(), self.headers.get("retry-after-ms")
@@ -250,14 +289,15 @@ class OpenReply:
 
         The end mark of a stream comes before the last chunk of HTTP's own framing, in the same packet or right after.
         """
-        if self._closed:
-            return
-        try:
-            self._exchange.set_timeout(0.01)
-            if not self._read1() and self._exchange.cancelled is None:
-                self._release()
-        except Exception:
-            pass  # not there yet: `close` drops the connection
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self._exchange.set_timeout(0.01)
+                if not self._read1() and self._exchange.cancelled is None:
+                    self._release()
+            except Exception:
+                pass  # not there yet: `close` drops the connection
         self.close()
 
     def close(self) -> None:
@@ -265,20 +305,15 @@ class OpenReply:
         if self._closed:
             return
         self._closed = True
-        self._exchange.cancel("the stream was closed")
+        self._exchange.cancel(_CLOSED)  # wakes a thread that reads, so that the lock comes free
         self._watch.stop()
-        self._response.close()
+        with self._lock:
+            self._response.close()
 
     def _release(self) -> None:
         self._closed = True
         self._watch.stop()
         self._raw.release_conn()
-
-    def _check_complete(self) -> None:
-        # urllib3 1.26 does not compare a body with its Content-Length unless told to.
-        left = getattr(self._raw, "length_remaining", None)
-        if left and not hasattr(self._raw, "read1"):
-            raise APIConnectionError("%d bytes are missing" % left)
 
     def _failure(self, error: Exception) -> BridgeError:
         self._watch.stop()
@@ -292,12 +327,35 @@ class OpenReply:
 
 
 def _read1_of(response: Any) -> Callable[[], bytes]:
-    """Return the function that reads what is there, without waiting for a block to fill."""
+    """Return the function that reads what is there, without waiting for a block to fill; ``b""`` at the end."""
     raw = response.raw
     if hasattr(raw, "read1"):  # urllib3 2.2 and newer
         return partial(raw.read1, _BLOCK, decode_content=True)
     below: Any = getattr(raw, "_fp", None)
     if response.headers.get("content-encoding", "identity") != "identity" or not hasattr(below, "read1"):
-        return partial(raw.read, 1, decode_content=True)
+        return partial(_read_decoded, raw, 1)
     # urllib3 1.26 waits for whole chunks; http.client under it gives what is there.
-    return partial(below.read1, _BLOCK)
+    return partial(_read_below, below)
+
+
+def _read_below(below: Any) -> bytes:
+    block: bytes = below.read1(_BLOCK)
+    if not block:
+        _check_complete(getattr(below, "length", None))
+    return block
+
+
+def _read_decoded(raw: Any, size: int) -> bytes:
+    """Read by way of urllib3, of which 1.26 returns ``b""`` while a decoder has nothing to give yet."""
+    while True:
+        block: bytes = raw.read(size, decode_content=True)
+        if block or raw.closed:
+            break
+    if not block and not hasattr(raw, "read1"):
+        _check_complete(raw.length_remaining)  # urllib3 1.26 does not, unless told to when the reply was made
+    return block
+
+
+def _check_complete(left: Optional[int]) -> None:
+    if left:
+        raise APIConnectionError("%d bytes are missing" % left)

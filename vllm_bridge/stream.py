@@ -4,7 +4,7 @@ import time
 from itertools import chain
 from typing import Any, Callable, Generator, Generic, Iterator, List, Optional, Protocol, Sequence, TypeVar
 
-from .errors import APIConnectionError, APITimeoutError, IncompleteStreamError
+from .errors import APIConnectionError, APITimeoutError, BridgeError, IncompleteStreamError
 from .sse import Event, EventDecoder
 
 __all__ = ["GRACE", "Limits", "Reader", "Source", "Stream"]
@@ -34,6 +34,9 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close the connection, from any thread; does nothing after `finish`."""
+
+    def tell(self, error: BridgeError) -> None:
+        """Complete an error that came out of the bytes: where they are from, and no secret in what they quote."""
 
 
 class Reader(Protocol[Item_co]):
@@ -146,6 +149,9 @@ def _items(source: Source, reader: Reader[Item], limits: Limits) -> Generator[It
         raise
     except APIConnectionError as error:
         raise _incomplete("the stream broke off: %s" % error.message, reader, source) from error
+    except BridgeError as error:
+        source.tell(error)
+        raise
     finally:
         source.close()
 
@@ -164,12 +170,13 @@ class _Batches:
         self._limit: Optional[float] = None
         self._on_socket: Optional[float] = None
         self._seen = False
-        self._since = time.monotonic()
+        self._since = 0.0
 
     def next(self, finished: bool) -> Optional[List[Event]]:
         """Return the next events, or ``None`` at the end of the body, or of the patience after the finish."""
         limits = self._limits
         self._limit = limits.grace if finished else limits.idle if self._seen else limits.first
+        self._since = time.monotonic()  # what the caller does between two items is no silence of the server
         self._set_timeout(self._limit)
         try:
             while True:
@@ -178,7 +185,6 @@ class _Batches:
                     return None
                 events = self._decoder.feed(chunk)
                 if events:
-                    self._since = time.monotonic()
                     self._seen = True
                     return events
                 self._still_waiting()

@@ -24,7 +24,7 @@ from requests.utils import get_environ_proxies
 
 from .adapter import Exchange, PoolAdapter, current
 from .config import NetworkConfig, ProxyConfig
-from .errors import APIConnectionError, APITimeoutError, BridgeError, ResponseDecodeError
+from .errors import APIConnectionError, APITimeoutError, BridgeError, ConfigError, ResponseDecodeError
 from .reply import Call, OpenReply, Reply, Watch, cancelled_error
 from .retry import CONNECTION_NOT_MADE
 from .stream import Limits, Reader, Stream
@@ -33,7 +33,22 @@ __all__ = ["Transport", "is_loopback"]
 
 Item = TypeVar("Item")
 
+# What requests raises for an address that it cannot use.
+_BAD_ADDRESS = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.MissingSchema,
+    urllib3.exceptions.LocationValueError,
+)
+
 _STALE_WITHIN = 1.0  # seconds after sending in which a hang-up means that the pooled connection was stale
+
+
+class _Session(requests.Session):
+    """A session that looks at no ``Location``: requests would read a redirect's whole body to see where it leads."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
 
 
 class Transport:
@@ -60,13 +75,12 @@ class Transport:
             body = reply.read_all()
         finally:
             reply.close()
-        return Reply(reply.status, reply.headers, body, reply.url, reply.request_id)
+        return Reply(reply.status, reply.headers, body, reply.url, reply.request_id, call.secret)
 
     def open(self, call: Call) -> "OpenReply":
         """Make a request and return its reply with the body still to be read; error statuses are raised."""
         reply = self._exchange(call, fresh=False)
         if reply is None:
-            _rewind(call.body)
             reply = self._exchange(call, fresh=True)
             assert reply is not None  # a fresh connection is never stale
         if not 200 <= reply.status < 300:
@@ -92,15 +106,22 @@ class Transport:
 
     def _exchange(self, call: Call, fresh: bool) -> Optional["OpenReply"]:
         """Send the request; return ``None`` if a pooled connection turned out to be closed already."""
-        exchange = Exchange()
+        connect, read = call.timeout
+        if call.deadline is not None:
+            left = max(0.001, call.deadline - time.monotonic())
+            connect = left if connect is None else min(connect, left)
+        exchange = Exchange(read)
         exchange.fresh = fresh
+        _rewind(call.body)
+        if call.cancel is not None and call.cancel.why is not None:
+            raise cancelled_error(call.cancel.why, call)
         watch = Watch(exchange, call)
         current.exchange = exchange
         try:
             response = self._session().send(
                 self._prepared(call),
                 stream=True,
-                timeout=call.timeout,
+                timeout=(connect, read),
                 verify=self._verify,
                 proxies=self._proxies_for(call.url),  # type: ignore[arg-type]
                 allow_redirects=False,
@@ -110,7 +131,10 @@ class Transport:
             stale = exchange.reused and not fresh and exchange.cancelled is None
             if stale and time.monotonic() - exchange.sent_at < _STALE_WITHIN and _hung_up(error):
                 return None
-            raise self._failure(exchange, call, error) from error
+            failure = self._failure(exchange, call, error)
+            if failure is error:  # raised by the body while it was sent
+                raise
+            raise failure from _shown(error, call)
         except BaseException:  # Ctrl-C: nobody will read the reply
             exchange.cancel("interrupted")
             watch.stop()
@@ -126,7 +150,7 @@ class Transport:
             self._local = threading.local()
         session: Optional[requests.Session] = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
+            session = self._local.session = _Session()
             session.trust_env = False
             session.mount("http://", self._adapter)
             session.mount("https://", self._adapter)
@@ -136,6 +160,7 @@ class Transport:
         network = self._network
         adapter = PoolAdapter(
             idle_limit=network.keep_alive_timeout_in_seconds,
+            pool_connections=100,  # servers
             pool_maxsize=min(network.max_conns_per_host, 256),  # idle connections kept, not connections allowed
         )
         weakref.finalize(self, adapter.close)
@@ -186,59 +211,75 @@ class Transport:
         handle, path = tempfile.mkstemp(prefix="vllm_bridge_ca_", suffix=".pem")
         with os.fdopen(handle, "w") as file:
             file.write(pem)
-        weakref.finalize(self, _remove, path)
+        weakref.finalize(self, _remove, path, os.getpid())
         return path
 
     # ------------------------------------------------------------ errors
 
     def _failure(self, exchange: Exchange, call: Call, error: BaseException) -> BridgeError:
         """Return our error for one of requests', urllib3's or the socket's, raised before or within a reply."""
-        fields: Dict[str, Any] = {"request_id": call.request_id, "url": call.url}
+        if isinstance(error, BridgeError):
+            return error
         if exchange.cancelled is not None:
             return cancelled_error(exchange.cancelled, call)
-        where = "%s://%s" % urlsplit(call.url)[:2]
-        connect, read = call.timeout
-        reason = _reason(error)
-        if not exchange.connected and not isinstance(error, requests.exceptions.ReadTimeout):
-            if _is_timeout(error):
-                return APITimeoutError(
-                    "no connection to %s within %s s (connect timeout); raise it with timeout=(connect, read)"
-                    % (where, _seconds(connect)),
-                    code=CONNECTION_NOT_MADE,
-                    **fields,
-                )
-            if isinstance(error, requests.exceptions.SSLError):
-                bundle = self._verify if isinstance(self._verify, str) else "requests' own CA bundle"
-                return APIConnectionError(
-                    "TLS with %s failed: %s (certificates checked against %s; set ca_cert_pem or REQUESTS_CA_BUNDLE)"
-                    % (where, reason, bundle),
-                    code="tls_error",
-                    **fields,
-                )
-            if isinstance(error, requests.exceptions.ProxyError):
-                return APIConnectionError(
-                    "cannot connect to %s through the proxy: %s" % (where, reason), code=CONNECTION_NOT_MADE, **fields
-                )
-            if isinstance(error, requests.ConnectionError) or not isinstance(error, requests.RequestException):
-                return APIConnectionError(
-                    "cannot connect to %s: %s; is the server running there, and is base_url right?" % (where, reason),
-                    code=CONNECTION_NOT_MADE,
-                    **fields,
-                )
+        # A read timeout without a connection can only come from a test that stands in for requests' adapter.
+        if not exchange.connected and (exchange.started or not isinstance(error, requests.exceptions.ReadTimeout)):
+            return self._not_connected(call, error)
+        fields: Dict[str, Any] = {"request_id": call.request_id, "url": call.url}
+        where, reason = _origin(call.url), _reason(error)
         if _is_timeout(error):
             return APITimeoutError(
                 "%s sent nothing for %s s (read timeout); raise it with timeout=(connect, read) or "
-                "default_request_timeout_in_seconds" % (where, _seconds(read)),
+                "default_request_timeout_in_seconds" % (where, _seconds(call.timeout[1])),
                 **fields,
             )
-        if isinstance(error, (requests.exceptions.ContentDecodingError, requests.exceptions.InvalidHeader, ValueError)):
+        if _is_unreadable(error):
             return ResponseDecodeError("%s sent a reply that cannot be read: %s" % (where, reason), **fields)
         return APIConnectionError("%s hung up without a complete reply: %s" % (where, reason), **fields)
+
+    def _not_connected(self, call: Call, error: BaseException) -> BridgeError:
+        """Return the error for a request that never left."""
+        fields: Dict[str, Any] = {"request_id": call.request_id, "url": call.url}
+        where, reason = _origin(call.url), _reason(error)
+        if isinstance(error, _BAD_ADDRESS):
+            # Of a proxy, as the server's own address has been checked; what it is may hold a password.
+            return ConfigError("proxy: the proxy for %s, set in the environment, cannot be used" % where, **fields)
+        bundle = self._verify if isinstance(self._verify, str) else "requests' own CA bundle"
+        if where.startswith("https") and isinstance(self._verify, str) and not os.path.exists(bundle):
+            return APIConnectionError(
+                "TLS with %s failed: the CA bundle %s is not there" % (where, bundle), code="tls_error", **fields
+            )
+        if _is_timeout(error):
+            return APITimeoutError(
+                "no connection to %s within %s s (connect timeout); raise it with timeout=(connect, read)"
+                % (where, _seconds(call.timeout[0])),
+                code=CONNECTION_NOT_MADE,
+                **fields,
+            )
+        if isinstance(error, requests.exceptions.SSLError):
+            return APIConnectionError(
+                "TLS with %s failed: %s (certificates checked against %s; set ca_cert_pem or REQUESTS_CA_BUNDLE)"
+                % (where, reason, bundle),
+                code="tls_error",
+                **fields,
+            )
+        way = " through the proxy" if isinstance(error, requests.exceptions.ProxyError) else ""
+        return APIConnectionError(
+            "cannot connect to %s%s: %s; is the server running there, and is base_url right?" % (where, way, reason),
+            code=CONNECTION_NOT_MADE,
+            **fields,
+        )
 
 
 def is_loopback(host: str) -> bool:
     """Tell whether a host name is this machine: ``localhost``, ``127.0.0.0/8``, ``::1``."""
-    return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
+    if host == "localhost" or host.endswith(".localhost") or host == "::1":
+        return True
+    return re.match(r"127(\.[0-9]{1,3}){3}\Z", host) is not None
+
+
+def _origin(url: str) -> str:
+    return "%s://%s" % urlsplit(url)[:2]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -250,7 +291,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         inner = getattr(error, "reason", None)
         if not isinstance(inner, BaseException):
             inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
-        error = inner or error.__cause__ or error.__context__  # type: ignore[assignment]
+        inner = inner or error.__cause__
+        if inner is None and isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError)):
+            inner = error.__context__  # of the socket's own error it may be what the caller was just handling
+        error = inner  # type: ignore[assignment]
 
 
 def _is_timeout(error: BaseException) -> bool:
@@ -258,6 +302,24 @@ def _is_timeout(error: BaseException) -> bool:
     kinds = (requests.exceptions.ReadTimeout, urllib3.exceptions.TimeoutError, socket.timeout)
     refused = urllib3.exceptions.NewConnectionError
     return any(isinstance(inner, kinds) and not isinstance(inner, refused) for inner in _chain(error))
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Tell whether bytes came that are no HTTP, or no body of the announced encoding."""
+    kinds = (urllib3.exceptions.DecodeError, urllib3.exceptions.InvalidHeader, requests.exceptions.InvalidHeader)
+    for inner in _chain(error):
+        if isinstance(inner, kinds) or (isinstance(inner, ValueError) and not isinstance(inner, OSError)):
+            return True
+        if isinstance(inner, http.client.HTTPException):
+            return not isinstance(inner, (http.client.RemoteDisconnected, http.client.IncompleteRead))
+    return False
+
+
+def _shown(error: BaseException, call: Call) -> Optional[BaseException]:
+    """Return the cause to show in a traceback: none that quotes the key, or a proxy's address with its password."""
+    if isinstance(error, _BAD_ADDRESS) or (call.secret and any(call.secret in str(inner) for inner in _chain(error))):
+        return None
+    return error
 
 
 def _hung_up(error: BaseException) -> bool:
@@ -282,7 +344,9 @@ def _rewind(body: Any) -> None:
         body.rewind()
 
 
-def _remove(path: str) -> None:
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked child ends; its parent still needs the file
     try:
         os.unlink(path)
     except OSError:

@@ -44,7 +44,7 @@ class VLLMProvider(BaseOpenAIProvider):
 
         chat_body, context = self._to_chat(body)
         reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
-        completion = self._adapted("chat_completion", object_of(reply.body, url=reply.url, request_id=reply.request_id))
+        completion = reply.read(lambda: self._adapted("chat_completion", object_of(reply.body)))
         return self._finished(Response(from_chat(completion, context)), chat_body, reply)
 
     def responses_stream(self, /, **wire: Any) -> Stream[ResponseEvent]:
