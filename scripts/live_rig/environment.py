@@ -22,8 +22,8 @@ import time
 import zipfile
 from typing import Dict, Iterator, List, Optional, Sequence
 
-VLLM = "0.32.0"
-TORCH = "2.13.0"
+VLLM = os.environ.get("VLLM_BRIDGE_LIVE_VLLM", "0.32.0")
+TORCH = os.environ.get("VLLM_BRIDGE_LIVE_TORCH", "2.13.0")           # the one that this vLLM pins
 AUDIO = ["soundfile", "av", "soxr", "scipy"]           # what vLLM imports for /v1/audio/*
 CLIENT = ["requests>=2.28", "pytest>=7"]
 # The wheel asks for these too; torchvision and friends have no CPU builds beside this torch and text models do without.

@@ -1,10 +1,11 @@
-"""Requests that the live tests make, each a name and the fields beside model: what a tiny model answers to the letter."""
+"""Requests that the live tests make: a name, and the fields beside model. A tiny model answers them to the letter."""
 
 from typing import Any, Dict
 
 TOOLS = [
     {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": {
-        "type": "object", "properties": {"city": {"type": "string"}, "unit": {"type": "string"}}, "required": ["city"]}}},
+        "type": "object", "required": ["city"],
+        "properties": {"city": {"type": "string"}, "unit": {"type": "string"}}}}},
     {"type": "function", "function": {"name": "get_time", "parameters": {
         "type": "object", "properties": {"zone": {"type": "string"}}}}},
     {"type": "function", "function": {"name": "ping", "parameters": {"type": "object", "properties": {}}}},
@@ -40,7 +41,8 @@ CHAT: Dict[str, Dict[str, Any]] = {
     "required tool": user("weather", tools=TOOLS[:1], tool_choice="required"),
     "tools unused": user("hello", tools=TOOLS),
     "tools forbidden": user("hello", tools=TOOLS, tool_choice="none"),
-    "schema": user("json", response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}),
+    "schema": user("json", response_format={
+        "type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}),
     "json object": user("json", response_format={"type": "json_object"}),
     "choice": user("hello", structured_outputs={"choice": ["red", "green"]}),
     "regex": user("hello", structured_outputs={"regex": "[0-9]{4}"}),

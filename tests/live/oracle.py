@@ -1,4 +1,4 @@
-"""What a server itself says, asked with http.client alone: the yardstick that the library and the gateway are held to."""
+"""What a server itself says, asked with http.client alone: what the library and the gateway are held to."""
 
 import http.client
 import json
