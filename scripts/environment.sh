@@ -6,30 +6,33 @@ say() {
     printf '%s\n' "$*" >&2
 }
 
-# pythons: every Python from 3.8 that can make environments, on PATH and under ~/.pyenv: "3.08 /its/path", oldest first.
-pythons() {
-    {
-        number=8
-        while [ "$number" -le 30 ]; do
-            command -v "python3.$number"
-            number=$((number + 1))
-        done
-        command -v python3
-        command -v python
-        ls -d "${HOME:-/nowhere}"/.pyenv/versions/*/bin/python3
-    } 2>/dev/null | while read -r path; do
+# about PYTHON...: "3.08 /its/path" of each that is 3.8 or newer and can make environments.
+about() {
+    for path in "$@"; do
         "$path" -c '
 import ensurepip, ssl, sys, venv
 if sys.version_info >= (3, 8) and sys.version_info.releaselevel == "final":
     print("%d.%02d %s" % (sys.version_info[0], sys.version_info[1], sys.executable))' </dev/null 2>/dev/null
-    done | LC_ALL=C sort -s -u -k1,1
+    done
+}
+
+# pythons: all such Pythons on PATH and under ~/.pyenv, one of each version, oldest first.
+pythons() {
+    {
+        about python3 python
+        number=8
+        while [ "$number" -le 30 ]; do
+            command -v "python3.$number" >/dev/null && about "python3.$number"
+            number=$((number + 1))
+        done
+        about "${HOME:-/nowhere}"/.pyenv/versions/*/bin/python3
+    } | LC_ALL=C sort -s -u -k1,1
 }
 
 # default_python: python3 if it will do, else the newest Python that does.
 default_python() {
-    version=$(python3 -c 'import sys; print("%d.%02d" % sys.version_info[:2])' 2>/dev/null)
-    found=$(pythons)
-    line=$(printf '%s\n' "$found" | grep "^${version:-none} " || printf '%s\n' "$found" | tail -n 1)
+    line=$(about python3)
+    [ -n "$line" ] || line=$(pythons | tail -n 1)
     if [ -z "$line" ]; then
         say "There is no Python 3.8 or newer here that can make virtual environments."
         say "(On Debian and Ubuntu that takes the package python3-venv.)"
@@ -51,7 +54,7 @@ PYTHON
 }
 
 # environment NAME PYTHON: make .venvs/NAME-VERSION with the requirements on standard input, unless it is there
-# already, and print the path of its Python.
+# already, and print the path of its Python. With the Python's own pip there is no need of another one.
 environment() {
     version=$("$2" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
     folder=$PWD/.venvs/$1-$version
@@ -61,9 +64,25 @@ environment() {
         rm -rf "$folder"
         mkdir -p .venvs
         printf '%s\n' "$wanted" >"$folder.txt"
-        "$2" -m venv "$folder" >&2 || return 1
-        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -r "$folder.txt" >&2 || return 1
+        if ! install_into "$folder" "$2" >"$folder.log" 2>&1; then
+            tail -n 20 "$folder.log" >&2
+            say "That did not work; all of it is in $folder.log"
+            return 1
+        fi
         mv "$folder.txt" "$folder/made-for"
     fi
     printf '%s\n' "$folder/bin/python"
+}
+
+# install_into FOLDER PYTHON: make the environment and install what FOLDER.txt lists.
+install_into() {
+    options="--disable-pip-version-check --no-input --no-user --no-compile"
+    # shellcheck disable=SC2086
+    if "$2" -m pip --version >/dev/null 2>&1; then
+        "$2" -m venv --without-pip "$1" &&
+            packages=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+            "$2" -m pip install $options --target "$packages" -r "$1.txt"
+    else
+        "$2" -m venv "$1" && "$1/bin/python" -m pip install $options -r "$1.txt"
+    fi
 }
