@@ -1,0 +1,175 @@
+"""The gateway behind each server that it is meant for, and a plain client of it."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from wsgiref.validate import validator
+
+from vllm_bridge.gateway import Gateway
+from vllm_bridge.gateway.server import GatewayServer
+from vllm_bridge.gateway.settings import read
+
+LONG = 30.0  # seconds: no verdict hangs on it
+ROOT = Path(__file__).resolve().parents[1]
+FACES = ("own", "validated", "gunicorn", "waitress")
+Address = Tuple[str, int]
+
+
+def until(condition: Callable[[], Any], seconds: float = LONG) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@contextmanager
+def face(name: str, environ: Mapping[str, str]) -> Iterator[Address]:
+    """Run the gateway with settings from `environ` behind one of `FACES`."""
+    with {"own": _own, "validated": _validated, "gunicorn": _gunicorn, "waitress": _waitress}[name](environ) as address:
+        yield address
+
+
+@contextmanager
+def own(gateway: Gateway, wrap: Callable[[Any], Any] = lambda app: app, **options: Any) -> Iterator[Address]:
+    """Serve a gateway on the project's own server; no thread is left afterwards."""
+    before = set(threading.enumerate())
+    server = GatewayServer(wrap(gateway), max_body=gateway.settings.max_body, **options)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield ("127.0.0.1", server.server_port)
+    finally:
+        server.shutdown(0)
+        thread.join(LONG)
+        server.server_close()
+        gateway.close()
+        until(lambda: set(threading.enumerate()) <= before)
+
+
+@contextmanager
+def _own(environ: Mapping[str, str]) -> Iterator[Address]:
+    with own(Gateway(read({}, environ))) as address:
+        yield address
+
+
+@contextmanager
+def _validated(environ: Mapping[str, str]) -> Iterator[Address]:
+    with own(Gateway(read({}, environ)), validator) as address:
+        yield address
+
+
+@contextmanager
+def _waitress(environ: Mapping[str, str]) -> Iterator[Address]:
+    import waitress.server
+
+    gateway = Gateway(read({}, environ))
+    server = waitress.server.create_server(
+        gateway, host="127.0.0.1", port=0, threads=8, channel_request_lookahead=1, map={}
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield ("127.0.0.1", int(server.effective_port))
+    finally:
+        server.trigger.pull_trigger(lambda: _close(server))
+        thread.join(LONG)
+        server.task_dispatcher.shutdown()
+        gateway.close()
+
+
+def _close(server: Any) -> None:
+    for channel in list(server.active_channels.values()):
+        channel.handle_close()
+    server.close()  # its loop ends with nothing left to look at
+
+
+@contextmanager
+def _gunicorn(environ: Mapping[str, str]) -> Iterator[Address]:
+    command = [
+        sys.executable, "-W", "ignore", "-m", "gunicorn", "--worker-class", "gthread", "--threads", "8",
+        "--bind", "127.0.0.1:0", "--no-control-socket", "vllm_bridge.gateway:create_app()",
+    ]
+    if "--no-control-socket" not in _gunicorn_help():
+        command.remove("--no-control-socket")
+    process = subprocess.Popen(
+        command, cwd=str(ROOT), env={**os.environ, **environ}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        assert process.stderr is not None
+        lines: List[str] = []
+        for raw in process.stderr:
+            lines.append(raw.decode())
+            found = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", lines[-1])
+            if found:
+                break
+        else:
+            raise AssertionError("gunicorn did not start: %s" % "".join(lines))
+        drain = threading.Thread(target=process.stderr.read)
+        drain.start()
+        yield ("127.0.0.1", int(found.group(1)))
+    finally:
+        process.terminate()
+        process.wait(LONG)
+        drain.join(LONG)
+        process.stderr.close()
+
+
+def _gunicorn_help() -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "gunicorn", "--help"], stdout=subprocess.PIPE, universal_newlines=True
+    ).stdout
+
+
+# ---------------------------------------------------------------- a client
+
+
+class Answer:
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> Dict[str, Any]:
+        error: Dict[str, Any] = self.json["error"]
+        return error
+
+    def events(self) -> List[str]:
+        """The data of each event, as the server framed them."""
+        assert self.headers["content-type"].startswith("text/event-stream"), self.body
+        blocks = self.body.decode().split("\n\n")
+        assert blocks.pop() == ""
+        return [block.partition("data: ")[2] for block in blocks]
+
+
+def ask(
+    address: Address, method: str, path: str, body: Any = None, headers: Optional[Dict[str, str]] = None
+) -> Answer:
+    """Make a request on a connection of its own; a body that is no bytes goes as JSON."""
+    connection = http.client.HTTPConnection(*address, timeout=LONG)
+    try:
+        sent = dict(headers or {})
+        if body is not None and not isinstance(body, (bytes, bytearray)):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        connection.request(method, path, body, sent)
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+def chat(text: str, **more: Any) -> Dict[str, Any]:
+    return {"model": "vllm/echo", "messages": [{"role": "user", "content": text}], **more}
