@@ -1,0 +1,236 @@
+"""The machinery under scripts/live and scripts/record, as far as it needs no vLLM."""
+
+import io
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import wave
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from live_rig import environment, live, record, servers, transcripts, wire  # noqa: E402
+
+FOUND = record.load(record.newest())
+
+
+# ---------------------------------------------------------------- transcripts
+
+
+def test_every_transcript_is_written_as_it_was_read():
+    for name in FOUND:
+        text = (record.newest() / (name + ".json")).read_text(encoding="utf-8")
+        assert transcripts.dumped(json.loads(text)) == text
+
+
+def test_every_transcript_has_a_server_or_a_reason():
+    tally = record.Tally()
+    plans = record.choose(FOUND, [], tally)
+    assert set(plans) <= set(servers.PLANS)
+    assert sorted(sum(plans.values(), []) + sum(tally.left.values(), [])) == sorted(FOUND)
+    for name in sum(plans.values(), []):
+        assert transcripts.request_bytes(FOUND[name]["request"], 8000).startswith(
+            FOUND[name]["request"]["method"].encode("ascii") + b" ")
+
+
+def test_what_makes_ids_comes_first():
+    names = list(FOUND)
+    assert names.index("store_responses_create") < names.index("store_responses_get")
+    assert record.choose(FOUND, ["store_responses_get"], record.Tally()) == {"store": [
+        "store_responses_get", "store_responses_get_stream", "store_responses_get_stream_starting_after"]}
+
+
+def test_a_request_as_bytes():
+    request = {"method": "POST", "path": "/v1/x", "headers": {"Content-Type": "application/json"}, "body": {"a": "ż"}}
+    assert transcripts.request_bytes(request, 80) == (
+        'POST /v1/x HTTP/1.1\r\nHost: 127.0.0.1:80\r\nAccept: */*\r\nContent-Length: 11\r\n'
+        'Content-Type: application/json\r\nConnection: close\r\n\r\n{"a": "ż"}').encode("utf-8")
+
+
+def test_bytes_that_are_no_utf8():
+    assert transcripts.body_bytes({"headers": {}, "body": 'a\\xff\\xfeb'}) == b"a\xff\xfeb"
+    assert transcripts.body_bytes({"headers": {}, "body": None}) is None
+
+
+def test_a_form_and_its_sound():
+    request = FOUND["audio_json"]["request"]
+    body = transcripts.body_bytes(request)
+    sound = body.split(b"\r\n\r\n")[-1].rsplit(b"\r\n--", 1)[0]
+    assert len(sound) == request["body"]["file"][2]
+    with wave.open(io.BytesIO(sound)) as file:
+        assert (file.getframerate(), file.getnframes()) == (16000, 32000)
+    assert b'name="language"\r\n\r\nen\r\n' in body
+
+
+@pytest.mark.parametrize("size", [0, 16, 30, 64044, 176444, 2080044, 27263020])
+def test_sounds_have_their_size(size):
+    assert len(transcripts.sound(size)) == size
+
+
+def test_ids_are_replaced():
+    request = {"path": "/v1/responses/resp_aa", "body": {"previous_response_id": "resp_aa"}}
+    assert transcripts.renamed(request, {"resp_aa": "resp_bb"}) == {
+        "path": "/v1/responses/resp_bb", "body": {"previous_response_id": "resp_bb"}}
+
+
+def test_what_is_new_every_time_is_no_difference():
+    old = {"status_line": "HTTP/1.1 200 OK", "end": "x", "headers": [["date", "Mon"], ["server", "uvicorn"]],
+           "frames": ['{"id":"chatcmpl-b70576cb085e6be3","created":1,"score":0.97931,"text":"a"}']}
+    new = {"status_line": "HTTP/1.1 200 OK", "end": "x", "headers": [["date", "Tue"], ["server", "uvicorn"]],
+           "frames": ['{"id":"chatcmpl-0123456789abcdef","created":2,"score":0.97932,"text":"a"}']}
+    assert list(transcripts.differing(transcripts.meaning(old), transcripts.meaning(new))) == []
+    new["frames"] = [new["frames"][0].replace('"a"', '"b"').replace('"score"', '"mark"')]
+    assert list(transcripts.differing(transcripts.meaning(old), transcripts.meaning(new))) == [
+        ".body.mark is new: 0.98", ".body.score is gone", '.body.text was "a" and is "b"']
+
+
+def test_how_tokens_fall_into_chunks_is_no_difference():
+    def events(*texts):
+        frames = ['data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % text for text in texts]
+        return {"status_line": "HTTP/1.1 200 OK", "end": "x", "headers": [], "frames": frames + ["data: [DONE]\n\n"]}
+    one, other = transcripts.meaning(events("Hel", "lo")), transcripts.meaning(events("H", "ell", "o"))
+    assert one == other
+    assert list(transcripts.differing(one, transcripts.meaning(events("Help"))))
+    assert list(transcripts.differing(one, transcripts.meaning({**events("Hello"), "end": "y"})))
+
+
+# ---------------------------------------------------------------- the recorder's socket
+
+
+def served(answer):
+    """Answer one connection with these bytes; give the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def work():
+        with listener:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+    thread = threading.Thread(target=work)
+    thread.start()
+    return listener.getsockname()[1], thread
+
+
+@pytest.mark.parametrize("answer,method,frames,end", [
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc", "GET", [b"abc"], wire.LENGTH),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", "GET", [], wire.LENGTH),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", "GET", [b"abc"], "EOF before content-length (3/9)"),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n1;x=y\r\nd\r\n0\r\n\r\n", "GET", [b"abc", b"d"],
+     wire.LAST_CHUNK),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n5\r\nd", "GET", [b"abc"], wire.CUT_CHUNKS),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 31\r\n\r\n", "HEAD", [], "EOF before content-length (0/31)"),
+    (b"HTTP/1.0 200 OK\r\n\r\nabc", "GET", [b"abc"], wire.CLOSED),
+    (b"", "GET", [], wire.NOTHING),
+])
+def test_an_exchange(answer, method, frames, end):
+    port, thread = served(answer)
+    reply = wire.exchange(port, b"%s / HTTP/1.1\r\n\r\n" % method.encode("ascii"), method)
+    thread.join()
+    assert (reply.frames, reply.end) == (frames, end)
+    assert reply.status_line == (answer.split(b"\r\n")[0].decode("ascii") or None)
+
+
+# ---------------------------------------------------------------- environment and processes
+
+
+def test_where_things_are_kept(monkeypatch, tmp_path):
+    monkeypatch.delenv("VLLM_BRIDGE_LIVE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert environment.cache() == tmp_path / "vllm_bridge" / "live"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert environment.cache() == tmp_path / ".cache" / "vllm_bridge" / "live"
+    monkeypatch.setenv("VLLM_BRIDGE_LIVE_CACHE", str(tmp_path / "own"))
+    assert environment.cache() == tmp_path / "own"
+
+
+def test_a_changed_recipe_has_another_name():
+    assert environment.fingerprint(["a", "b"]) != environment.fingerprint(["ab", ""])
+    assert environment.fingerprint(["a", "b"]) == environment.fingerprint(["a", "b"])
+
+
+def test_what_the_wheel_requires(tmp_path):
+    wheel = tmp_path / "x.whl"
+    with zipfile.ZipFile(str(wheel), "w") as archive:
+        archive.writestr("x-1.dist-info/METADATA", "Name: x\nRequires-Dist: torch==1\nRequires-Dist: torchvision\n"
+                         "Requires-Dist: numpy\nRequires-Dist: pandas; extra == \"bench\"\nRequires-Dist: torch-like\n"
+                         "Requires-Dist: six>=1; python_version > \"3.11\"\n")
+    assert environment.wheel_requirements(wheel) == ["numpy", 'six>=1; python_version > "3.11"']
+
+
+def test_the_reason_is_pips_last_error(tmp_path):
+    log = tmp_path / "log"
+    text = "Collecting x\nERROR: first\nERROR: No matching distribution found for x\n  hint\n"
+    log.write_text(text, encoding="utf-8")
+    assert environment.reason(log) == "ERROR: No matching distribution found for x"
+
+
+def run_live(tmp_path, *arguments, **variables):
+    env = dict(os.environ, VLLM_BRIDGE_LIVE_CACHE=str(tmp_path), **variables)
+    env.pop("VLLM_BASE_URL", None)
+    env.update(variables)
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / "live")] + list(arguments), env=env,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+
+
+def test_where_vllm_cannot_be_installed_one_line_says_why(tmp_path):
+    done = run_live(tmp_path, VLLM_BRIDGE_LIVE_PYTHON="no-such-python")
+    assert done.returncode == live.IMPOSSIBLE == 77
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("live: vLLM cannot be installed here: ")
+
+
+def test_a_server_that_is_not_there(tmp_path):
+    done = run_live(tmp_path, VLLM_BASE_URL="http://127.0.0.1:%d" % servers.free_port())
+    assert done.returncode == 1
+    assert done.stderr.startswith("live: no vLLM at http://127.0.0.1:")
+
+
+def test_wrong_usage(tmp_path):
+    assert run_live(tmp_path, "--servers", "nothing").returncode == 2
+    assert run_live(tmp_path, "--keep", "--servers", "chat,embed,rerank").returncode == 2
+
+
+def test_two_servers_at_most():
+    assert all(len(phase) <= 2 for phase in live.PHASES)
+    assert live.phases_of(["rerank", "whisper"]) == [("rerank",), ("whisper",)]
+    for name, needs in live.NEEDS.items():
+        assert (ROOT / "tests" / "live" / name).exists()
+        assert any(set(needs) <= set(phase) for phase in live.PHASES)
+    assert {path.name for path in (ROOT / "tests" / "live").glob("test_*.py")} == set(live.NEEDS)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="sessions are looked up in /proc")
+def test_stopping_ends_the_whole_session(tmp_path):
+    """The leader ends when asked; its child ignores that, as vLLM's engine outlives its API."""
+    child = ("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+             "print('up', flush=True); time.sleep(600)")
+    leader = ("import subprocess, sys, time; c = subprocess.Popen([sys.executable, '-c', %r], stdout=subprocess.PIPE); "
+              "c.stdout.readline(); print('up', flush=True); time.sleep(600)" % child)
+    server = servers.Server({"name": "x", "url": "http://127.0.0.1:1", "port": 1, "model": "m", "key": None,
+                             "command": [sys.executable, "-c", leader], "env": {}, "log": str(tmp_path / "x.log"),
+                             "pid": 0}, tmp_path / "x.json")
+    server.start()
+    try:
+        for _ in range(600):
+            if server.last_line() == "up":
+                break
+            assert not server.failed()
+            threading.Event().wait(0.05)
+        members = server.members()
+        assert len(members) == 2
+        again = servers.Server.load(tmp_path / "x.json")
+        assert again.members() == members
+    finally:
+        server.stop(patience=1.0)
+    assert servers.session_members(int(server.state["pid"])) == []
+    servers.send(members, signal.SIGTERM)          # to nobody: no error
