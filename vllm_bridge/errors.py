@@ -274,7 +274,7 @@ def error_from_body(status: int, content_type: str, body: bytes, **fields: Any) 
 
     JSON in any of vLLM's shapes, an HTML page of a proxy in between, plain text, nothing at all.
     """
-    text = body.decode("utf-8", "replace").strip()
+    text = body.decode("utf-8-sig", "replace").strip()
     try:
         payload = json.loads(text) if text else None
     except (ValueError, RecursionError):
@@ -317,19 +317,22 @@ def _message(payload: Any, inner: Dict[str, Any]) -> Optional[str]:
     error = outer.get("error")
     said = (inner.get("message"), error if isinstance(error, str) else None, outer.get("message"), inner.get("detail"))
     for value in said + (outer.get("detail"),):
-        if isinstance(value, str) and value.strip():
-            return value
-        if isinstance(value, list) and value:  # FastAPI's own validation errors
-            return "; ".join(_detail(item) for item in value)
-        if isinstance(value, dict) and value:
-            return _detail(value)
+        text = ""
+        if isinstance(value, str):
+            text = value
+        elif isinstance(value, list):  # FastAPI's own validation errors
+            text = "; ".join(_detail(item) for item in value)
+        elif isinstance(value, dict) and value:
+            text = _detail(value)
+        if text.strip():
+            return text
     return None
 
 
 def _detail(item: Any) -> str:
     if isinstance(item, dict):
         for name in ("msg", "message"):
-            if isinstance(item.get(name), str):
+            if isinstance(item.get(name), str) and item[name]:
                 loc = item.get("loc")
                 where = ".".join(str(part) for part in loc if isinstance(part, (str, int))) if type(loc) is list else ""
                 return "%s: %s" % (where, item[name]) if where else str(item[name])
