@@ -180,6 +180,15 @@ class PoolAdapter(HTTPAdapter):
         }
         super().__init__(**kwargs)
 
+    def close(self) -> None:
+        """Close all idle connections; urllib3 2 leaves those of a pool open while any reply of it is kept."""
+        for manager in [self.poolmanager] + list(self.proxy_manager.values()):
+            for key in manager.pools.keys():
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
+        super().close()
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> Any:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self._pool_classes
