@@ -1,0 +1,65 @@
+"""Lines of the access log, and where the log goes."""
+
+import io
+import json
+import logging
+from typing import Iterator, List
+
+import pytest
+
+from vllm_bridge.gateway import access_log
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    names = ("vllm_bridge", "vllm_bridge.access")
+    before: List[tuple] = []  # type: ignore[type-arg]
+    for name in names:
+        logger = logging.getLogger(name)
+        before.append((logger, logger.handlers[:], logger.level, logger.propagate))
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def test_a_line_of_text() -> None:
+    entry = {"method": "POST", "status": 200, "model": None, "total_ms": 1.5, "path": "/v1/x"}
+    assert access_log.line(entry, "text") == "method=POST status=200 total_ms=1.5 path=/v1/x"
+
+
+@pytest.mark.parametrize("value", ["a b", "a\nstatus=200", 'a"', "a=b", "a\u2028b", "\x1b[31m", "a\\", "ä"])
+def test_what_a_client_chose_stays_in_its_field(value: str) -> None:
+    line = access_log.line({"model": value}, "text")
+    assert line.isascii() and line.isprintable()
+    assert json.loads(line[len("model="):]) == value
+
+
+def test_a_line_of_json() -> None:
+    entry = {"model": "a\nb", "server": None, "status": 200}
+    line = access_log.line(entry, "json")
+    assert json.loads(line) == entry and "\n" not in line
+
+
+def test_lines_go_out_and_messages_to_the_errors() -> None:
+    out, errors = io.StringIO(), io.StringIO()
+    access_log.set_up("text", out, errors)
+    access_log.logger.info("%s", "status=200")
+    logging.getLogger("vllm_bridge.gateway").warning("one %s", "word")
+    logging.getLogger("vllm_bridge.gateway").info("not shown")
+    assert out.getvalue() == "status=200\n"
+    assert errors.getvalue().endswith("Z WARNING one word\n") and errors.getvalue().count("\n") == 1
+
+
+def test_messages_as_json() -> None:
+    out, errors = io.StringIO(), io.StringIO()
+    access_log.set_up("json", out, errors)
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        logging.getLogger("vllm_bridge.gateway").error("failed", exc_info=True)
+    (line,) = errors.getvalue().splitlines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["message"]) == ("ERROR", "failed")
+    assert "ValueError" in entry["traceback"] and entry["time"].endswith("Z")

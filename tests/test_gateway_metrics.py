@@ -1,0 +1,110 @@
+"""The numbers as Prometheus reads them."""
+
+import re
+from typing import Dict, Iterator
+
+import pytest
+
+from vllm_bridge.gateway.metrics import Metrics
+
+LINE = re.compile(r'([a-z_]+)(\{[a-z_]+="(?:[^"\\\n]|\\[\\"n])*"(?:,[a-z_]+="(?:[^"\\\n]|\\[\\"n])*")*\})? (\S+)')
+
+
+@pytest.fixture
+def metrics() -> Iterator[Metrics]:
+    found = Metrics(2)
+    yield found
+    found.close()
+
+
+def numbers(metrics: Metrics) -> Dict[str, float]:
+    """Read the text by the grammar of the exposition format 0.0.4."""
+    found = {}
+    kinds = {}
+    text = metrics.text().decode()
+    assert text.endswith("\n")
+    for line in text.split("\n")[:-1]:
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            kinds[name] = kind
+        elif not line.startswith("# HELP "):
+            match = LINE.fullmatch(line)
+            assert match is not None, line
+            family = re.sub("_(bucket|sum|count)$", "", match.group(1))
+            assert family in kinds or match.group(1) in kinds
+            assert match.group(1) + (match.group(2) or "") not in found
+            found[match.group(1) + (match.group(2) or "")] = float(match.group(3))
+    return found
+
+
+def test_a_request(metrics: Metrics) -> None:
+    metrics.begin("chat_completion")
+    assert numbers(metrics)['vllm_bridge_requests_in_flight{operation="chat_completion"}'] == 1
+    metrics.end("chat_completion", "m", 200, 0.3, 0.02, (11, 13), retries=1, fallbacks=2)
+    found = numbers(metrics)
+    assert found['vllm_bridge_requests_in_flight{operation="chat_completion"}'] == 0
+    assert found['vllm_bridge_requests_total{operation="chat_completion",model="m",status="200"}'] == 1
+    assert found['vllm_bridge_tokens_total{operation="chat_completion",model="m",direction="prompt"}'] == 11
+    assert found['vllm_bridge_tokens_total{operation="chat_completion",model="m",direction="completion"}'] == 13
+    assert found['vllm_bridge_retries_total{operation="chat_completion"}'] == 1
+    assert found['vllm_bridge_fallbacks_total{operation="chat_completion"}'] == 2
+    first = 'vllm_bridge_first_token_seconds_%s{operation="chat_completion",model="m"%s}'
+    assert found[first % ("bucket", ',le="0.01"')] == 0
+    assert found[first % ("bucket", ',le="0.025"')] == 1
+    assert found[first % ("bucket", ',le="+Inf"')] == found[first % ("count", "")] == 1
+    assert found[first % ("sum", "")] == 0.02
+
+
+def test_buckets_are_cumulative(metrics: Metrics) -> None:
+    for seconds in (0.001, 0.3, 0.3, 100000):
+        metrics.begin("rerank")
+        metrics.end("rerank", "m", 200, seconds)
+    name = 'vllm_bridge_request_duration_seconds_bucket{operation="rerank",model="m",le="%s"}'
+    found = numbers(metrics)
+    assert [found[name % bound] for bound in ("0.005", "0.25", "0.5", "600", "+Inf")] == [1, 1, 3, 3, 4]
+    assert not any("first_token" in line for line in found)
+
+
+def test_workers_are_added_up(metrics: Metrics) -> None:
+    metrics.begin("embedding")
+    metrics.end("embedding", "m", 200, 1)
+    metrics.claim(1)
+    metrics.begin("embedding")
+    metrics.end("embedding", "m", 200, 1)
+    metrics.begin("embedding")
+    found = numbers(metrics)
+    assert found['vllm_bridge_requests_total{operation="embedding",model="m",status="200"}'] == 2
+    assert found['vllm_bridge_requests_in_flight{operation="embedding"}'] == 1
+
+
+def test_names_that_nobody_serves_get_no_numbers_of_their_own(metrics: Metrics) -> None:
+    for number in range(50):
+        metrics.begin("embedding")
+        metrics.end("embedding", "invented-%d" % number, 404, 1)
+    for number in range(500):
+        metrics.begin("embedding")
+        metrics.end("embedding", "served-%d" % number, 200, 1)
+    metrics.begin("embedding")
+    metrics.end("embedding", "served-1", 500, 1)
+    metrics.begin("list_models")
+    metrics.end("list_models", None, 200, 1)
+    found = numbers(metrics)
+    requests = 'vllm_bridge_requests_total{operation="%s",model="%s",status="%d"}'
+    assert found[requests % ("embedding", "other", 404)] == 50
+    assert found[requests % ("embedding", "other", 200)] == 300
+    assert found[requests % ("embedding", "served-1", 500)] == 1
+    assert found[requests % ("list_models", "", 200)] == 1
+
+
+def test_a_models_name_is_quoted(metrics: Metrics) -> None:
+    metrics.begin("embedding")
+    metrics.end("embedding", 'a"\\\n\r\u2028\ud800} 1\nvllm_bridge_retries_total 9', 200, 1)
+    assert "vllm_bridge_retries_total" not in numbers(metrics)
+
+
+def test_cooled_servers(metrics: Metrics) -> None:
+    metrics.cooled(0)
+    assert "vllm_bridge_cooled_servers" not in numbers(metrics)
+    for count in (2, 2, 1):
+        metrics.cooled(count)
+    assert numbers(metrics)["vllm_bridge_cooled_servers"] == 1
