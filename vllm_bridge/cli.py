@@ -29,6 +29,7 @@ Exit codes: 0 done, 1 the call failed, 2 wrong usage, 130 Ctrl-C.
 
 _HELP = {
     "chat": "ask a chat model; without a prompt, talk to it",
+    "responses": "ask by the Responses API",
     "complete": "continue a text",
     "embed": "turn texts into vectors",
     "rerank": "order documents by what they have to do with a query",
@@ -185,9 +186,10 @@ def _connection(parser: argparse.ArgumentParser, prefix: str = "") -> None:
 
 def _positionals(commands: Dict[str, argparse.ArgumentParser]) -> None:
     words = "may be several words; - stands for standard input, which is also read if there is none"
-    for name in ("chat", "complete"):
+    for name in ("chat", "responses", "complete"):
         commands[name].add_argument("words", nargs="*", metavar="PROMPT", help=words)
-    commands["chat"].add_argument("--system", "-s", metavar="TEXT", help="the system message")
+    for name in ("chat", "responses"):
+        commands[name].add_argument("--system", "-s", metavar="TEXT", help="the system message")
     lines = "one an argument; without any, one a line of standard input"
     commands["embed"].add_argument("words", nargs="*", metavar="TEXT", help=lines)
     commands["rerank"].add_argument("query", metavar="QUERY")

@@ -10,7 +10,7 @@ from .errors import BridgeError
 from .terminal import Terminal, WrongUsage, check_utf8, one_line
 from .vllm import VLLMProvider
 
-__all__ = ["COMMANDS", "chat", "complete", "embed", "models", "rerank", "transcribe"]
+__all__ = ["COMMANDS", "chat", "complete", "embed", "models", "rerank", "responses", "transcribe"]
 
 Asked = argparse.Namespace
 Wire = Dict[str, Any]
@@ -146,11 +146,7 @@ def _show_cut(choice: Wire, terminal: Terminal) -> None:
 
 def complete(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
     """Continue a text and print what follows it."""
-    prompt = asked.parameters.get("prompt")
-    if prompt is None:
-        prompt = console.words_text(asked.words)
-    if not prompt:
-        raise WrongUsage("give a prompt as an argument or on standard input")
+    prompt = _prompt(asked, "prompt")
     wire = {"model": model_for(provider, asked), "prompt": prompt, **asked.parameters}
     if asked.json or _several(wire) or isinstance(prompt, list):
         reply = provider.text_completion(**wire)
@@ -167,6 +163,48 @@ def complete(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
     terminal.end_line()
     _show_cut(last, terminal)
     return 0
+
+
+def _prompt(asked: Asked, field: str) -> Any:
+    """Return what a request is about: the field if it was given with -p, the words, or standard input."""
+    prompt = asked.parameters.get(field) or console.words_text(asked.words)
+    if not prompt:
+        raise WrongUsage("give a prompt as an argument or on standard input")
+    return prompt
+
+
+def responses(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
+    """Answer one prompt by the Responses API."""
+    wire: Wire = {"input": _prompt(asked, "input"), "instructions": asked.system, **asked.parameters}
+    wire["model"] = model_for(provider, asked)
+    final: Any = None
+    if asked.json:
+        final = provider.responses(**wire)
+        print_json(final, terminal)
+    else:
+        with provider.responses_stream(**wire) as stream:
+            for event in stream:
+                if event.type in ("response.output_text.delta", "response.refusal.delta"):
+                    terminal.write(event.delta or "")
+                elif event.type.startswith("response.reasoning") and event.type.endswith(".delta"):
+                    terminal.think(event.delta or "")
+                final = event.get("response") or final
+        terminal.end_line()
+        _show_output(final or {}, terminal)
+    if final is not None and final.get("status") == "failed":
+        terminal.complain("the response failed: %s" % ((final.get("error") or {}).get("message") or "no reason given"))
+        return 1
+    return 0
+
+
+def _show_output(response: Wire, terminal: Terminal) -> None:
+    """Show what a finished Response holds besides text."""
+    for item in response.get("output") or ():
+        if item.get("type") in ("function_call", "custom_tool_call"):
+            given = item.get("arguments") or item.get("input") or ""
+            terminal.line("%s(%s)" % (item.get("name"), one_line(given)))
+    if response.get("status") == "incomplete":
+        terminal.hint("(cut off: the token limit is reached; -p max_output_tokens=N sets it)")
 
 
 def embed(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
@@ -242,6 +280,7 @@ def models(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
 
 COMMANDS: Dict[str, Callable[[VLLMProvider, Asked, Terminal], int]] = {
     "chat": chat,
+    "responses": responses,
     "complete": complete,
     "embed": embed,
     "rerank": rerank,
