@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 from http.client import responses as _PHRASES
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, TypeVar
 
 from .. import transcription
 from ..errors import (
@@ -236,7 +236,9 @@ class Gateway:
             raise BadRequestError(error.message, type="invalid_request_error") from None
         request.watched = self._watcher.watch(request.environ, lambda: request.cancellation.cancel("the client left"))
         carry_out = operation.answer
-        if operation.stream is not None and _streams(body):
+        if isinstance(body.get("stream"), str):
+            body["stream"] = body["stream"].strip().lower() not in _FALSE  # as vLLM reads it
+        if body.get("stream") and operation.stream is not None:
             carry_out = operation.stream  # type: ignore[assignment]
         answer = self._with_fallbacks(request, body, others, lambda: carry_out(provider, body, request.trace))
         if operation.name == "transcription" and isinstance(answer, Answer) and request.under_openai:
@@ -316,12 +318,6 @@ class Gateway:
             "this gateway does not translate Anthropic's API, and vLLM speaks it itself: set ANTHROPIC_BASE_URL to the "
             "address of the vLLM server"
         )
-
-
-def _streams(body: Mapping[str, Any]) -> bool:
-    """Tell whether a stream is asked for, in the words that vLLM understands."""
-    stream = body.get("stream")
-    return stream.strip().lower() not in _FALSE if isinstance(stream, str) else bool(stream)
 
 
 def _fallbacks(given: Any) -> List[str]:
