@@ -15,13 +15,16 @@ MAX_EXTENSIONS = 4 * 1024  # bytes of extensions in one body
 MAX_TRAILER = 8 * 1024  # bytes of trailer lines
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})([\t ]*;[\t -~\x80-\xff]*)?\r\n")
+_NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n").match
 _CHUNK_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[\t ]*(?:;[\t -~\x80-\xff]*)?)?\r?")
 _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
 _BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
 
 
 class ChunkError(ProtocolError):
-    """The framing of a chunked body is broken."""
+    """The framing of a chunked body is broken. `before` are the body bytes that came before the fault."""
+
+    before = b""
 
     def __init__(self, message: str) -> None:
         super().__init__(400, message)
@@ -60,31 +63,51 @@ class ChunkedDecoder:
             data = self._pending + data
             self._pending = b""
         pieces: List[bytes] = []
+        try:
+            self._take_apart(data, pieces)
+        except ChunkError as fault:
+            fault.before = b"".join(pieces)
+            raise
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _take_apart(self, data: bytes, pieces: List[bytes]) -> None:
         pos = 0
+        state = self._state
+        left = self._left
         while True:
-            if self._state == _DATA:
-                piece = data[pos:pos + self._left]
+            if state == _DATA:
+                piece = data[pos:pos + left]
                 pieces.append(piece)
                 pos += len(piece)
-                self._left -= len(piece)
-                if self._left:
+                left -= len(piece)
+                if left:
                     break
-                self._state = _DATA_END
-            after = self._framing(data, pos)
-            if after < 0:
-                self._pending = data[pos:]
-                break
-            pos = after
-            if self._state == _DONE:
+                match = _NEXT_CHUNK(data, pos)
+                if match is not None:  # nearly always: one step instead of two
+                    left = int(match.group(1), 16)
+                    pos = match.end()
+                    state = _DATA if left else _TRAILER
+                    continue
+                state = _DATA_END
+            self._state = state
+            pos = self._framing(data, pos)
+            state, left = self._state, self._left
+            if pos < 0:
+                return
+            if state == _DONE:
                 self.finished = True
                 self.rest = data[pos:]
-                break
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return
+        self._state, self._left = state, left
 
     def _framing(self, data: bytes, pos: int) -> int:
         """Read one piece of framing at `pos`; return where it ends, -1 while it is incomplete."""
-        if self._state == _TRAILER:
-            return self._trailer(data, pos)
+        end = self._trailer(data, pos) if self._state == _TRAILER else self._chunk_start(data, pos)
+        if end < 0:
+            self._pending = data[pos:]
+        return end
+
+    def _chunk_start(self, data: bytes, pos: int) -> int:
         if self._state == _DATA_END:
             end = data[pos:pos + 2]
             if len(end) < 2 and b"\r\n".startswith(end):

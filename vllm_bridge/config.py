@@ -96,7 +96,8 @@ class NetworkConfig(_Settings):
     ``base_url`` ``None`` means ``VLLM_BASE_URL``, else ``http://localhost:8000``.
     ``default_request_timeout_in_seconds`` limits the silence between two bytes, not the answer.
     ``ca_cert_pem`` is PEM text or the path of a bundle. A socket idle for longer than
-    ``keep_alive_timeout_in_seconds`` is not used again: vLLM closes it after 5 s.
+    ``keep_alive_timeout_in_seconds`` is not used again: vLLM closes it after 5 s. ``lean_http=False`` leaves plain
+    HTTP to requests' own adapter too.
     """
 
     base_url: Optional[str]
@@ -111,11 +112,13 @@ class NetworkConfig(_Settings):
     ca_cert_pem: Optional[str]
     max_conns_per_host: int
     keep_alive_timeout_in_seconds: float
+    lean_http: bool
 
     _names = (
         "base_url", "default_request_timeout_in_seconds", "connect_timeout_in_seconds", "max_retries",
         "retry_backoff_initial_ms", "retry_backoff_max_ms", "stream_idle_timeout_in_seconds", "extra_headers",
         "insecure_skip_verify", "ca_cert_pem", "max_conns_per_host", "keep_alive_timeout_in_seconds",
+        "lean_http",
     )
     _secret = frozenset(("extra_headers", "ca_cert_pem"))  # PEM text also fills a screen
     _ignored = _OTHER_OF_NETWORK
@@ -138,6 +141,7 @@ class NetworkConfig(_Settings):
         ca_cert_pem: Optional[str] = None,
         max_conns_per_host: int = MAX_CONNS_PER_HOST,
         keep_alive_timeout_in_seconds: float = 4.0,
+        lean_http: bool = True,
         *,
         path: str = "network_config",
         environ: _Environ = None,
@@ -161,6 +165,7 @@ class NetworkConfig(_Settings):
             max_conns_per_host=fields.whole(max_conns_per_host, at("max_conns_per_host"), least=1, most=10000),
             keep_alive_timeout_in_seconds=fields.number(
                 keep_alive_timeout_in_seconds, at("keep_alive_timeout_in_seconds")),
+            lean_http=fields.flag(lean_http, at("lean_http")),
         )
 
 

@@ -19,12 +19,14 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
+from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies
 
 from .adapter import Exchange, PoolAdapter, current
 from .config import NetworkConfig, ProxyConfig
 from .errors import APIConnectionError, APITimeoutError, BridgeError, ConfigError, ResponseDecodeError
+from .lean import LeanAdapter
 from .reply import Call, OpenReply, Reply, Watch, cancelled_error
 from .retry import CONNECTION_NOT_MADE
 from .stream import Limits, Reader, Stream
@@ -156,13 +158,13 @@ class Transport:
             session.mount("https://", self._adapter)
         return session
 
-    def _new_adapter(self) -> PoolAdapter:
+    def _new_adapter(self) -> BaseAdapter:
         network = self._network
-        adapter = PoolAdapter(
-            idle_limit=network.keep_alive_timeout_in_seconds,
-            pool_connections=100,  # servers
-            pool_maxsize=min(network.max_conns_per_host, 256),  # idle connections kept, not connections allowed
-        )
+        idle_limit = network.keep_alive_timeout_in_seconds
+        kept = min(network.max_conns_per_host, 256)  # idle connections, not connections allowed
+        adapter: BaseAdapter = PoolAdapter(idle_limit, pool_connections=100, pool_maxsize=kept)  # 100 servers
+        if network.lean_http:
+            adapter = LeanAdapter(adapter, idle_limit, kept)
         weakref.finalize(self, adapter.close)
         return adapter
 
@@ -329,10 +331,11 @@ def _hung_up(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the words of the innermost error, without object addresses."""
+    """Return the words of the innermost error on one line, without object addresses."""
     innermost = list(_chain(error))[-1]
     text = getattr(innermost, "strerror", None) or str(innermost) or type(innermost).__name__
-    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(text))
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", str(text)[:1000])
+    return " ".join(re.sub(r"[^ -~]", " ", text).split())[:200]
 
 
 def _seconds(value: Optional[float]) -> str:

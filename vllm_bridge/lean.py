@@ -1,0 +1,430 @@
+"""A lean requests adapter for plain HTTP without a proxy: connections of ``http.client``, heads read by http1.py.
+
+A small call costs a third of what it costs over urllib3's pools. What it is not made for goes to the adapter beside it:
+TLS, proxies, bodies of unknown length, and everything while ``HTTPAdapter.send`` is replaced, as the ``responses``
+library does. What http1.py is not sure of is refused.
+"""
+
+import http.client
+import socket
+import threading
+import time
+from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple, Union
+from urllib.parse import urlsplit
+
+import requests
+import requests.adapters
+from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from requests.utils import get_encoding_from_headers, select_proxy
+from urllib3.exceptions import ProtocolError
+from urllib3.response import HTTPResponse
+from urllib3.util import wait_for_read
+
+from .adapter import Exchange, current
+from .chunked import ChunkedDecoder, ChunkError
+from .http1 import HeadError, ResponseHead, field_block, find_head_end, parse_response_head
+
+__all__ = ["LeanAdapter"]
+
+_BLOCK = 65536  # bytes read at a time, and up to which a body leaves with its head in one write
+_INTERIM = 16  # 1xx heads before the reply
+_URLS = 256  # addresses taken apart and kept
+
+Timeout = Tuple[Optional[float], Optional[float]]
+
+
+class _Target(NamedTuple):
+    """A URL taken apart: whom to connect to, and how the request begins."""
+
+    origin: Tuple[str, int]
+    path: str
+    host: str
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection that knows whether it may carry another request. `idle_since` is of time.monotonic."""
+
+    sock: Optional[socket.socket]
+    idle_since = 0.0
+
+    def is_usable(self, idle_limit: float) -> bool:
+        """Tell whether nothing speaks against another request; bytes that nobody asked for do, and so does the end."""
+        if self.sock is None or time.monotonic() - self.idle_since > idle_limit:
+            return False
+        return not wait_for_read(self.sock, timeout=0)
+
+
+class LeanAdapter(BaseAdapter):
+    """Send what is plain HTTP to a server itself, and anything else through `other`.
+
+    Connections idle for more than `idle_limit` seconds are not used again; at most `pool_maxsize` of a server are
+    kept. Threads may share it.
+    """
+
+    def __init__(self, other: BaseAdapter, idle_limit: float = 4.0, pool_maxsize: int = 10) -> None:
+        super().__init__()
+        self._other = other
+        self._idle_limit = idle_limit
+        self._pool_maxsize = pool_maxsize
+        self._idle: Dict[Tuple[str, int], List[_Connection]] = {}
+        self._lock = threading.Lock()
+        self._targets: Dict[str, Optional[_Target]] = {}
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> requests.Response:
+        """Send a request and return its response with the body still to be read; raises what requests raises."""
+        target = self._target(request.url or "")
+        limits = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+        proxied = proxies and any(proxies.values()) and select_proxy(request.url or "", proxies)
+        if target is None or proxied or _is_replaced() or not _is_plain(request, limits):
+            return self._other.send(
+                request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+            )
+        try:
+            head = _head_of(request, target)
+        except ValueError as error:
+            raise requests.exceptions.InvalidHeader(str(error), request=request) from None
+        exchange = current.exchange or Exchange(limits[1])
+        connection = self._connected(target, limits, exchange, request)
+        try:
+            body = _carry(connection, exchange, head, request)
+        except BaseException as error:
+            connection.close()
+            _raise_as_requests_does(error, request)
+        body.on_release = self._give_back
+        response = _response_of(request, body)
+        response.connection = self  # type: ignore[assignment]
+        if not stream:
+            response.content
+        return response
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        with self._lock:
+            lists, self._idle = list(self._idle.values()), {}
+        for idle in lists:
+            for connection in idle:
+                connection.close()
+        self._other.close()
+
+    # ------------------------------------------------------------ connections
+
+    def _connected(
+        self, target: _Target, limits: Timeout, exchange: Exchange, request: requests.PreparedRequest
+    ) -> _Connection:
+        exchange.started = True
+        connection = None if exchange.fresh else self._take(target.origin)
+        exchange.reused = connection is not None
+        if connection is None:
+            connection = _Connection(*target.origin, timeout=limits[0])
+            try:
+                connection.connect()
+            except socket.timeout as error:
+                raise requests.exceptions.ConnectTimeout(error, request=request) from error
+            except UnicodeError as error:
+                raise requests.exceptions.InvalidURL("the host name is not one: %s" % error, request=request) from error
+            except OSError as error:
+                raise requests.exceptions.ConnectionError(error, request=request) from error
+        exchange.connected = True
+        return connection
+
+    def _take(self, origin: Tuple[str, int]) -> Optional[_Connection]:
+        """Return the connection that was used last, if any is usable."""
+        while True:
+            with self._lock:
+                idle = self._idle.get(origin)
+                if not idle:
+                    return None
+                connection = idle.pop()
+            if connection.is_usable(self._idle_limit):
+                return connection
+            connection.close()
+
+    def _give_back(self, connection: _Connection) -> None:
+        connection.idle_since = time.monotonic()
+        with self._lock:
+            idle = self._idle.setdefault((connection.host, connection.port), [])
+            if len(idle) < self._pool_maxsize:
+                idle.append(connection)
+                return
+        connection.close()
+
+    def _target(self, url: str) -> Optional[_Target]:
+        """Return how to reach a URL, ``None`` if that is not this adapter's."""
+        try:
+            return self._targets[url]
+        except KeyError:
+            pass
+        if len(self._targets) >= _URLS:
+            self._targets.clear()
+        self._targets[url] = target = _taken_apart(url)
+        return target
+
+
+class _Body:
+    """The body of a reply as it comes in; what requests and reply.py call ``raw``."""
+
+    def __init__(self, connection: _Connection, head: ResponseHead, rest: bytes) -> None:
+        self.head = head
+        self.status = head.status
+        self.reason = head.reason
+        self.closed = False  # nothing more will come
+        self.on_release: Any = None
+        self._connection: Optional[_Connection] = connection
+        self._rest = rest  # received, still to be taken apart
+        self._ready = b""  # taken apart, still to be handed out
+        self._fault: Optional[ChunkError] = None
+        self._left = head.body_length
+        self._chunks = ChunkedDecoder() if head.chunked else None
+        self._keep = head.keep_alive
+        if self._left == 0:
+            self._end(rest)
+
+    def read1(self, amt: Optional[int] = None, decode_content: Optional[bool] = None) -> bytes:
+        """Return what is there of the body, at most `amt` bytes, waiting for the first; ``b""`` at its end."""
+        block = self._ready
+        if block:
+            self._ready = b""
+        else:
+            block = self._next()
+        if amt is not None and 0 <= amt < len(block):
+            self._ready = block[amt:]
+            return block[:amt]
+        return block
+
+    def read(self, amt: Optional[int] = None, decode_content: Optional[bool] = None) -> bytes:
+        """Return what is there of the body, at most `amt` bytes; all of it without `amt`."""
+        if amt is not None and amt >= 0:
+            return self.read1(amt)
+        return b"".join(iter(self.read1, b""))
+
+    def stream(self, amt: int = _BLOCK, decode_content: Optional[bool] = None) -> Iterator[bytes]:
+        """Yield the body in blocks of at most `amt` bytes."""
+        return iter(lambda: self.read1(amt), b"")
+
+    def release_conn(self) -> None:
+        """Give the connection back if the body was read to its end, else close it."""
+        connection = self._connection
+        if connection is None or not self.closed or not self._keep:
+            self.close()
+            return
+        self._connection = None
+        self.on_release(connection)
+
+    def close(self) -> None:
+        """Close the connection unless it was given back."""
+        connection, self._connection = self._connection, None
+        self.closed = True
+        if connection is not None:
+            connection.close()
+
+    def _next(self) -> bytes:
+        while not self.closed:
+            if self._fault is not None:
+                raise self._fault
+            data = self._rest
+            if data:
+                self._rest = b""
+            else:
+                data = self._received()
+            block = self._counted(data) if self._chunks is None else self._dechunked(self._chunks, data)
+            if block:
+                return block
+        return b""
+
+    def _received(self) -> bytes:
+        connection = self._connection
+        if connection is None or connection.sock is None:
+            raise ProtocolError("the connection was closed")
+        data = connection.sock.recv(_BLOCK)
+        if not data:
+            if self._chunks is not None:
+                raise ProtocolError("the connection ended inside a chunked body")
+            if self._left is not None:
+                raise ProtocolError("the connection ended %d bytes before the body's length" % self._left)
+            self._end(b"")
+        return data
+
+    def _counted(self, data: bytes) -> bytes:
+        if self._left is not None:
+            extra = data[self._left:]
+            data = data[:self._left]
+            self._left -= len(data)
+            if not self._left:
+                self._end(extra)
+        return data
+
+    def _dechunked(self, chunks: ChunkedDecoder, data: bytes) -> bytes:
+        try:
+            block = chunks.feed(data)
+        except ChunkError as fault:
+            self._fault = fault
+            return fault.before
+        if chunks.finished:
+            self._end(chunks.rest)
+        return block
+
+    def _end(self, extra: bytes) -> None:
+        self.closed = True
+        if extra:  # bytes that belong to no reply: what comes next on this connection is not to be trusted
+            self._keep = False
+
+
+class _DecodedBody(HTTPResponse):
+    """A body with a ``Content-Encoding``: nobody asked for one, and urllib3 decodes it all the same."""
+
+    def __init__(self, body: _Body, headers: Any) -> None:
+        plain = {name: value for name, value in headers.items() if name != "transfer-encoding"}
+        super().__init__(
+            body, plain, body.status, reason=body.reason, preload_content=False,  # type: ignore[arg-type]
+        )
+        self._body_below = body
+
+    def release_conn(self) -> None:
+        """Give the connection back."""
+        self._body_below.release_conn()
+
+
+def _taken_apart(url: str) -> Optional[_Target]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    host = parts.hostname
+    if parts.scheme != "http" or not host or "@" in parts.netloc or "%" in host or not url.isascii():
+        return None
+    path = parts.path or "/"
+    if parts.query:
+        path += "?" + parts.query
+    shown = "[%s]" % host if ":" in host else host
+    if not set(path).isdisjoint(" \t\r\n\x7f") or any(ord(char) < 33 for char in path):
+        return None
+    return _Target((host, port or 80), path, shown if port in (None, 80) else "%s:%d" % (shown, port))
+
+
+def _is_replaced() -> bool:
+    """Tell whether somebody has put another function in the place of requests' own way of sending."""
+    return getattr(HTTPAdapter.send, "__globals__", None) is not vars(requests.adapters)
+
+
+def _is_plain(request: requests.PreparedRequest, limits: Any) -> bool:
+    body = request.body
+    if body is not None and type(body) is not bytes and not (hasattr(body, "read") and hasattr(body, "__len__")):
+        return False
+    if "Transfer-Encoding" in request.headers or (body is not None and "Content-Length" not in request.headers):
+        return False
+    return len(limits) == 2 and all(limit is None or isinstance(limit, (int, float)) for limit in limits)
+
+
+def _head_of(request: requests.PreparedRequest, target: _Target) -> bytes:
+    """Return the request's head; raises ValueError for a header that cannot be sent."""
+    fields = list(request.headers.items())
+    if "Host" not in request.headers:
+        fields.insert(0, ("Host", target.host))
+    return ("%s %s HTTP/1.1\r\n%s\r\n" % (request.method, target.path, field_block(fields))).encode("latin-1")
+
+
+def _carry(
+    connection: _Connection, exchange: Exchange, head: bytes, request: requests.PreparedRequest
+) -> _Body:
+    """Send a request and read the head of its reply."""
+    sock = connection.sock
+    assert sock is not None
+    exchange.sent_at = time.monotonic()
+    exchange.attach(connection, sock)
+    complete = True
+    try:
+        _write(sock, head, request.body)
+    except socket.timeout:
+        raise
+    except (BrokenPipeError, ConnectionResetError):
+        complete = False  # the server may have answered before it closed: an error, most likely
+    method = request.method or ""
+    data = sock.recv(_BLOCK)
+    if data:
+        exchange.reused = False  # it was not closed, so whatever follows is this reply's own trouble
+    reply, data = _reply_head(sock, data, method)
+    body = _Body(connection, reply, data)
+    if not complete:
+        reply.keep_alive = body._keep = False
+    return body
+
+
+def _write(sock: socket.socket, head: bytes, body: Any) -> None:
+    if body is None:
+        sock.sendall(head)
+    elif type(body) is bytes:
+        if len(body) <= _BLOCK:
+            sock.sendall(head + body)
+        else:
+            sock.sendall(head)
+            sock.sendall(body)
+    else:
+        sock.sendall(head)
+        for block in iter(lambda: body.read(_BLOCK), b""):
+            sock.sendall(block)
+
+
+def _reply_head(sock: socket.socket, data: bytes, method: str) -> Tuple[ResponseHead, bytes]:
+    """Return the head of the reply and the bytes after it; `data` is what has come already."""
+    for _ in range(_INTERIM):
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            data, end = _collected(sock, data)
+        head = parse_response_head(data[:end], method)
+        data = data[end:]
+        if head.status >= 200:
+            return head, data
+        if head.status == 101:
+            raise HeadError(400, "the server switches to another protocol, which nobody asked for")
+    raise HeadError(400, "more than %d interim replies" % _INTERIM)
+
+
+def _collected(sock: socket.socket, data: bytes) -> Tuple[bytes, int]:
+    """Return a head that did not come in one piece with what follows it, and where it ends."""
+    buffer = bytearray(data)
+    seen = 0
+    while True:
+        end = find_head_end(buffer, seen, request=False)
+        if end >= 0:
+            return bytes(buffer), end
+        seen = len(buffer)
+        data = sock.recv(_BLOCK)
+        if not data:
+            if not buffer:
+                raise ConnectionResetError("the server closed the connection without a reply")
+            raise ProtocolError("the connection ended inside the head of the reply")
+        buffer += data
+
+
+def _response_of(request: requests.PreparedRequest, body: _Body) -> requests.Response:
+    response = requests.Response()
+    response.status_code = body.status
+    response.reason = body.reason
+    response.url = request.url or ""
+    response.request = request
+    response.headers = headers = CaseInsensitiveDict(body.head.fields)
+    response.encoding = get_encoding_from_headers(headers)
+    coding = headers.get("content-encoding", "identity")
+    raw: Union[_Body, HTTPResponse] = body if coding == "identity" else _DecodedBody(body, headers)
+    response.raw = raw
+    return response
+
+
+def _raise_as_requests_does(error: BaseException, request: requests.PreparedRequest) -> NoReturn:
+    if isinstance(error, socket.timeout):
+        raise requests.exceptions.ReadTimeout(error, request=request) from error
+    if isinstance(error, (OSError, ProtocolError)):
+        raise requests.exceptions.ConnectionError(error, request=request) from error
+    if isinstance(error, HeadError):
+        raise requests.exceptions.InvalidHeader(str(error), request=request) from error
+    raise error
