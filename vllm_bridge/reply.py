@@ -358,4 +358,4 @@ def _read_decoded(raw: Any, size: int) -> bytes:
 
 def _check_complete(left: Optional[int]) -> None:
     if left:
-        raise APIConnectionError("%d bytes are missing" % left)
+        raise ConnectionError("%d bytes are missing" % left)
