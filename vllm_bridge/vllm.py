@@ -3,12 +3,12 @@
 import logging
 from typing import Any, Callable, Dict, Optional, Tuple, TypeVar
 
-from . import chat, rerank, text
+from . import chat, embedding, rerank, text
 from .caller import Wire
 from .errors import APIStatusError, BridgeError, NotFoundError
 from .model_list import PATH as MODELS
 from .provider import PATHS, BaseOpenAIProvider
-from .records import Response, ResponseEvent
+from .records import EmbeddingList, Response, ResponseEvent
 from .reply import Reply
 from .stream import Reader, Stream
 from .wire import object_of
@@ -28,6 +28,27 @@ class VLLMProvider(BaseOpenAIProvider):
     """
 
     name = "vllm"
+
+    def embedding(self, /, **wire: Any) -> EmbeddingList:
+        """Embed ``input`` (a string, strings, token ids, lists of them) or ``messages``: POST /v1/embeddings.
+
+        Vectors are lists of floats, unless ``encoding_format`` asks for something else. They travel as base64, which
+        is cheaper to read.
+        """
+        given = self._body("embedding", wire)
+        body = given if self._caller.lacks_base64 else embedding.prepare(given)
+        if body is given:
+            return self._record(EmbeddingList, "embedding", given)
+        model = body.get("model")
+        try:
+            reply = self._reply("embedding", body, model if isinstance(model, str) else None)
+        except APIStatusError as error:
+            if not embedding.falls_back(error):
+                raise
+            self._caller.lacks_base64 = True
+            return self._record(EmbeddingList, "embedding", given)
+        payload = reply.read(lambda: embedding.converted(object_of(reply.body)))
+        return self._finished(EmbeddingList(payload), body, reply)
 
     def responses(self, /, **wire: Any) -> Response:
         """Answer ``input`` by the Responses API, over chat completions unless ``native_responses`` is set (SPEC §5).
