@@ -7,6 +7,7 @@ import argparse
 import difflib
 import json
 import re
+import signal
 import sys
 from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
 
@@ -48,6 +49,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         terminal.flush()
         return code
     except KeyboardInterrupt:
+        if argv is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would meet the interpreter on its way out
         try:
             terminal.end_line()
         except OSError:

@@ -90,11 +90,12 @@ class Terminal:
         """Send what is still to be written nowhere, so that the interpreter's exit does not stumble over it."""
         for stream in (self.out, self.err):
             try:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
+                place = stream.fileno()
             except (AttributeError, OSError, ValueError):
-                pass  # closed, or no file at all
+                continue  # closed, or no file at all
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, place)
+            os.close(nowhere)
 
     def flush(self) -> None:
         """Write out what is buffered, also by argparse."""
