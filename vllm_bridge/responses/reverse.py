@@ -1,6 +1,6 @@
 """The other direction: Response → chat completion, Responses events → chat chunks (SPEC §5.2)."""
 
-from typing import Any, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from ..errors import APIStatusError, IncompleteStreamError, class_for_status, error_from_payload
 from .context import ResponseContext
@@ -122,7 +122,7 @@ class ChatChunks:
     def _thought(self, event: Json) -> List[Json]:
         # The same reasoning may come twice, as a summary and as itself: the first of the two counts.
         kind = "summary" if "summary_index" in event else "content"
-        if self._sent.setdefault(event.get("item_id"), kind) != kind:
+        if self._sent.setdefault(_place(event, "item_id"), kind) != kind:
             return []
         text = text_of(event.get("delta"))
         return self._delta({"reasoning": text, "reasoning_content": text}) if text else []
@@ -131,7 +131,7 @@ class ChatChunks:
         item = event.get("item")
         if not isinstance(item, dict) or item.get("type") not in ("function_call", "custom_tool_call"):
             return [] if self._role_sent else self._delta({})
-        index = self._calls[event.get("output_index")] = len(self._calls)
+        index = self._calls[_place(event, "output_index")] = len(self._calls)
         call = dict(_call(item, ""), index=index)
         return self._delta({"tool_calls": [call]})
 
@@ -139,7 +139,7 @@ class ChatChunks:
         return self._arguments_piece(event, event.get("delta"))
 
     def _arguments_done(self, event: Json) -> List[Json]:
-        index = self._calls.get(event.get("output_index"))
+        index = self._calls.get(_place(event, "output_index"))
         if index is None or self._filled.get(index):
             return []
         whole = event.get("input") if "input" in event else event.get("arguments")
@@ -148,7 +148,7 @@ class ChatChunks:
     # ------------------------------------------------------------ chunks
 
     def _arguments_piece(self, event: Json, text: Any) -> List[Json]:
-        index = self._calls.get(event.get("output_index"))
+        index = self._calls.get(_place(event, "output_index"))
         if index is None or not isinstance(text, str) or not text:
             return []
         self._filled[index] = True
@@ -159,12 +159,12 @@ class ChatChunks:
     def _piece(self, event: Json, field: str, text: Any) -> List[Json]:
         if not isinstance(text, str) or not text:
             return []
-        self._sent[(event.get("item_id"), event.get("content_index"))] = field
+        self._sent[_place(event, "item_id", "content_index")] = field
         tokens = dicts(event.get("logprobs"))
         return self._delta({field: text}, {"content": tokens} if tokens else None)
 
     def _seen(self, event: Json, field: str) -> bool:
-        return self._sent.get((event.get("item_id"), event.get("content_index"))) == field
+        return self._sent.get(_place(event, "item_id", "content_index")) == field
 
     def _delta(self, delta: Json, logprobs: Optional[Json] = None) -> List[Json]:
         chunks = []
@@ -219,6 +219,12 @@ _HANDLERS = {
 
 
 # ---------------------------------------------------------------- what both share
+
+
+def _place(event: Json, *names: str) -> Tuple[Any, ...]:
+    """Return the fields that say which part an event is about; what is no name or number counts as missing."""
+    values = [event.get(name) for name in names]
+    return tuple(value if isinstance(value, (str, int)) else None for value in values)
 
 
 def _head(response: Json, kind: str) -> Json:
@@ -323,7 +329,7 @@ def _failure(error: Any) -> APIStatusError:
     """Return the error that a failed Response or an ``error`` event tells of."""
     told = dict(error) if isinstance(error, dict) else {}
     code = told.get("code")
-    told.setdefault("message", "the server reported a failed response without saying why")
+    told["message"] = text_of(told.get("message")) or "the server reported a failed response without saying why"
     if "upstream_code" in told:
         return error_from_payload({"error": dict(told, code=told["upstream_code"])})
     if not isinstance(code, str) or code.isdigit():
@@ -333,5 +339,5 @@ def _failure(error: Any) -> APIStatusError:
         status = 429
     elif code.startswith(("invalid_", "image_", "unsupported_", "empty_")):
         status = 400
-    fields: Json = {"type": told.get("type"), "param": told.get("param"), "payload": {"error": error}}
-    return class_for_status(status)(text_of(told["message"]), code=code, status_code=status, **fields)
+    fields: Json = {"type": text_of(told.get("type")) or None, "param": text_of(told.get("param")) or None}
+    return class_for_status(status)(told["message"], payload={"error": error}, code=code, status_code=status, **fields)
