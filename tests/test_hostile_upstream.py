@@ -57,7 +57,7 @@ LEAN = True
 def provider_for(server, patience=PATIENCE):
     network = NetworkConfig(
         server.url, connect_timeout_in_seconds=patience, default_request_timeout_in_seconds=patience, max_retries=0,
-        stream_idle_timeout_in_seconds=patience, **({"lean_http": LEAN} if "lean_http" in NetworkConfig._names else {}))
+        stream_idle_timeout_in_seconds=patience, lean_http=LEAN)
     return VLLMProvider(config=ProviderConfig(network))
 
 
@@ -204,7 +204,8 @@ ANSWERS = [
     ("broken gzip", answer(PACKED[:12] + b"\xff" * 20, extra=GZIP), ResponseDecodeError, None),
     ("no gzip at all", answer(b"{}", extra=GZIP), ResponseDecodeError, None),
     ("bad chunk size", CHUNKED + b"zz\r\n{}\r\n" + LAST_CHUNK, UNREADABLE, False),
-    ("negative chunk size", CHUNKED + b"-5\r\n{}\r\n" + LAST_CHUNK, UNREADABLE, False),
+    # http.client of Python 3.8 takes it for a size, and waits for more.
+    ("negative chunk size", CHUNKED + b"-5\r\n{}\r\n" + LAST_CHUNK, UNREADABLE + (APITimeoutError,), False),
     ("no HTTP", b"\x15\x03\x01\x00\x02\x02\x0a\r\n\r\n", ResponseDecodeError, False),
     ("a header of 100 kB", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100000 + b"\r\n\r\n{}", ResponseDecodeError, False),
     ("500 headers", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500 + b"\r\n{}", ResponseDecodeError, False),

@@ -176,7 +176,7 @@ class _Body:
         self.head = head
         self.status = head.status
         self.reason = head.reason
-        self.closed = False  # nothing more will come
+        self._ended = False  # nothing more will come
         self.on_release: Any = None
         self._connection: Optional[_Connection] = connection
         self._rest = rest  # received, still to be taken apart
@@ -187,6 +187,11 @@ class _Body:
         self._keep = head.keep_alive
         if self._left == 0:
             self._end(rest)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is left to be read; urllib3 1.26 reads no further then."""
+        return self._ended and not self._ready
 
     def read1(self, amt: Optional[int] = None, decode_content: Optional[bool] = None) -> bytes:
         """Return what is there of the body, at most `amt` bytes, waiting for the first; ``b""`` at its end."""
@@ -213,7 +218,7 @@ class _Body:
     def release_conn(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""
         connection = self._connection
-        if connection is None or not self.closed or not self._keep:
+        if connection is None or not self._ended or not self._keep:
             self.close()
             return
         self._connection = None
@@ -222,12 +227,12 @@ class _Body:
     def close(self) -> None:
         """Close the connection unless it was given back."""
         connection, self._connection = self._connection, None
-        self.closed = True
+        self._ended = True
         if connection is not None:
             connection.close()
 
     def _next(self) -> bytes:
-        while not self.closed:
+        while not self._ended:
             if self._fault is not None:
                 raise self._fault
             data = self._rest
@@ -273,7 +278,7 @@ class _Body:
         return block
 
     def _end(self, extra: bytes) -> None:
-        self.closed = True
+        self._ended = True
         if extra:  # bytes that belong to no reply: what comes next on this connection is not to be trusted
             self._keep = False
 
