@@ -90,6 +90,14 @@ class LineDecoder:
             )
         return lines
 
+    def stands_aside(self, chunk: bytes) -> bool:
+        """Tell whether `chunk` begins a line and has no line end but LF: then it may be cut without this decoder."""
+        if self._start is not None:
+            if self._start or not chunk or chunk[0] == _BOM[0]:
+                return False
+            self._start = None
+        return not self._pending and not self._after_cr and b"\r" not in chunk
+
     def rest(self) -> Optional[bytes]:
         """Return the unfinished last line, or ``None``."""
         if self._start:
@@ -111,6 +119,7 @@ class EventDecoder:
     def __init__(self, max_line: int = MAX_LINE, max_event: int = MAX_EVENT) -> None:
         self._lines = LineDecoder(max_line)
         self._max_event = max_event
+        self._short = min(max_line, max_event)  # what is no longer cannot hold anything too long
         self._data: Optional[bytes] = None  # the data of the event so far
         self._more = bytearray()  # the same from its second line on: grows in place
         self._event = ""
@@ -120,6 +129,23 @@ class EventDecoder:
     def feed(self, chunk: bytes) -> List[Event]:
         """Return the events that `chunk` completes; bytes that are no UTF-8 become U+FFFD."""
         events: List[Event] = []
+        end = chunk.rfind(b"\n\n")
+        if end > 0 and len(chunk) <= self._short and self._is_between_events() and self._lines.stands_aside(chunk):
+            # What vLLM sends: nearly every event is one line of data.
+            for piece in chunk[:end].split(b"\n\n"):
+                if piece.startswith(b"data: ") and b"\n" not in piece:
+                    events.append(Event("message", piece[6:].decode("utf-8", "replace"), self._id))
+                else:
+                    self._feed_lines(piece + b"\n\n", events)
+            chunk = chunk[end + 2:]
+        if chunk:
+            self._feed_lines(chunk, events)
+        return events
+
+    def _is_between_events(self) -> bool:
+        return self._data is None and not self._event and self._retry is None
+
+    def _feed_lines(self, chunk: bytes, events: List[Event]) -> None:
         for line in self._lines.feed(chunk):
             if not line:
                 data = self._data
@@ -133,7 +159,6 @@ class EventDecoder:
                 self._data = line[6:]
             else:
                 self._field(line)
-        return events
 
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
