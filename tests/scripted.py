@@ -12,7 +12,9 @@ rst        close with a reset instead of an orderly end
 half       close the sending side
 again      start the script over, on the same connection
 tls, ctx   speak TLS from here on
-drip, (data, seconds)   send byte by byte
+drain      read whatever comes until the client closes, slowly enough to fill the client's side first
+drain_request   read the body that belongs to a ``head`` before
+drip, data, seconds   send byte by byte
 repeat, data   send it until the client is gone
 
 At the end of a script the connection is closed in order. ``server.events`` lists the steps that ended, for waiting on.
@@ -194,10 +196,15 @@ class Scripted:
         while b"\r\n\r\n" not in state["ahead"]:
             self._receive(state)
         head, _, state["ahead"] = state["ahead"].partition(b"\r\n\r\n")
+        state["head"] = bytes(head)
         return bytes(head)
 
     def _do_request(self, state: Dict[str, Any]) -> None:
-        request = Request(self._do_head(state), b"")
+        self._do_head(state)
+        self._do_drain_request(state)
+
+    def _do_drain_request(self, state: Dict[str, Any]) -> None:
+        request = Request(state["head"], b"")
         length = int(request.headers.get("content-length", "0"))
         while len(state["ahead"]) < length:
             self._receive(state)
@@ -212,6 +219,10 @@ class Scripted:
 
     def _do_hold(self, state: Dict[str, Any]) -> None:
         while True:
+            self._receive(state)
+
+    def _do_drain(self, state: Dict[str, Any]) -> None:
+        while not self.stopping.wait(0.05):
             self._receive(state)
 
     def _do_rst(self, state: Dict[str, Any]) -> None:

@@ -198,7 +198,10 @@ class Transport:
         host = urlsplit(url).hostname or ""
         if proxy.type == "none" or is_loopback(host):
             return {"http": None, "https": None}
-        return dict(get_environ_proxies(url))
+        chosen: Dict[str, Optional[str]] = dict(get_environ_proxies(url))
+        if not all(_has_host(address) for address in chosen.values()):
+            raise _bad_proxy(url)
+        return chosen
 
     def _certificates(self) -> Union[bool, str]:
         network, proxy = self._network, self._proxy
@@ -244,8 +247,7 @@ class Transport:
         fields: Dict[str, Any] = {"request_id": call.request_id, "url": call.url}
         where, reason = _origin(call.url), _reason(error)
         if isinstance(error, _BAD_ADDRESS):
-            # Of a proxy, as the server's own address has been checked; what it is may hold a password.
-            return ConfigError("proxy: the proxy for %s, set in the environment, cannot be used" % where, **fields)
+            return _bad_proxy(call.url)  # the server's own address has been checked
         bundle = self._verify if isinstance(self._verify, str) else "requests' own CA bundle"
         if where.startswith("https") and isinstance(self._verify, str) and not os.path.exists(bundle):
             return APIConnectionError(
@@ -284,6 +286,19 @@ def _origin(url: str) -> str:
     return "%s://%s" % urlsplit(url)[:2]
 
 
+def _has_host(address: Optional[str]) -> bool:
+    try:
+        parts = urlsplit(address if address is None or "://" in address else "http://" + address)
+        return bool(not address or (parts.hostname and parts.port != 0))
+    except ValueError:
+        return False
+
+
+def _bad_proxy(url: str) -> ConfigError:
+    # The address is not quoted: it may hold a password.
+    return ConfigError("proxy: the proxy for %s, set in the environment, cannot be used" % _origin(url), url=url)
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what lies under it: requests and urllib3 wrap the socket's error several times."""
     seen = set()
@@ -301,7 +316,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _is_timeout(error: BaseException) -> bool:
     # In urllib3 a refused connection is a NewConnectionError, and that a ConnectTimeoutError.
-    kinds = (requests.exceptions.ReadTimeout, urllib3.exceptions.TimeoutError, socket.timeout)
+    kinds = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, socket.timeout)
     refused = urllib3.exceptions.NewConnectionError
     return any(isinstance(inner, kinds) and not isinstance(inner, refused) for inner in _chain(error))
 
