@@ -37,17 +37,17 @@ R = TypeVar("R", bound=Record)
 _FOLDED_AT = 4 * 1024 * 1024  # characters of events that a reader keeps before it folds them
 
 # What json.loads calls in the end: a third of its time goes into looking at what is around an object.
-_scan = json.JSONDecoder().scan_once
+_scan = json.JSONDecoder().raw_decode
 
-_TERMINAL = frozenset(("response.completed", "response.incomplete", "response.failed", "response.cancelled"))
+_TERMINAL = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
 
 def payload_of(event: Event) -> Dict[str, Any]:
     """Return the JSON object of an event; raise the error that it is, or `ResponseDecodeError` if it is none."""
     data = event.data
     try:
-        payload, end = _scan(data, 0)
-    except (StopIteration, ValueError, RecursionError):
+        payload, end = _scan(data)
+    except (ValueError, RecursionError):
         end = -1
     if end != len(data):
         payload = decode(data)  # white space around it, or it raises and says what stood there
