@@ -198,4 +198,4 @@ def test_any_event_is_forwarded_or_raises_our_own_error(data):
         return
     if data:
         [event] = iter_events([frame])
-        assert event.data.startswith("{") and event.data.endswith("}")
+        assert event.data.strip().startswith("{") and event.data.strip().endswith("}")
