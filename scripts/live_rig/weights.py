@@ -40,8 +40,9 @@ def model(name: str, python: str) -> pathlib.Path:
             half.mkdir()
             log = root / ("model-%s.log" % name)
             log.write_bytes(b"")
-            if not environment.step("make the %s model" % name, [python, str(script), str(half)], log,
-                                    quiet({"OMP_WAIT_POLICY": "PASSIVE"})):    # idle threads shall not spin on busy cores
+            # Idle threads shall not spin on cores that others want.
+            env = quiet({"OMP_WAIT_POLICY": "PASSIVE"})
+            if not environment.step("make the %s model" % name, [python, str(script), str(half)], log, env):
                 raise RuntimeError("the %s model could not be made: %s (all of it in %s)"
                                    % (name, environment.reason(log), log))
             half.rename(folder)
