@@ -7,22 +7,32 @@ import sys
 import time
 from typing import Any, Dict, List, Optional
 
-from . import goals, library, peers, report
+from . import gateways, goals, library, peers, report
 
 CLIENT_COLUMNS = (
     ("chat", "small chat call, CPU µs"), ("chunk", "streamed chunk, CPU µs"), ("embed", "32 × 1024 embeddings, CPU µs"),
     ("responses", "Responses event, CPU µs"), ("first_chunk", "first chunk after its bytes, µs"),
     ("peak_mb", "peak MB"), ("import_ms", "import, CPU ms"), ("import_mb", "import, MB"), ("modules", "modules"),
 )
-PARTS = ("library", "imports")
+GATEWAY_COLUMNS = (
+    ("requests_per_core", "requests per core second"), ("requests_per_s", "requests/s"),
+    ("burst_per_core", "burst streams per core second"), ("burst_per_s", "burst streams/s"),
+    ("each_per_core", "streams of a write per event, per core second"), ("each_per_s", "the same, /s"),
+    ("embed_per_core", "32 × 1024 embeddings per core second"), ("embed_per_s", "the same, /s"),
+    ("paced_events_per_s", "paced events/s"), ("paced_first_ms", "first token after its write, ms"),
+    ("idle_mb", "idle MB"), ("peak_mb", "loaded MB"), ("cold_start_s", "cold start, s"),
+)
+PARTS = ("library", "imports", "gateways")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Measure what is asked for, print the table and write the JSON; return the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the project beside its peers.")
-    parser.add_argument("parts", nargs="*", metavar="part", help="what to measure: %s (default: all)" % ", ".join(PARTS))
+    wanted = "what to measure: %s (default: all)" % ", ".join(PARTS)
+    parser.add_argument("parts", nargs="*", metavar="part", help=wanted)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each figure of a round (default: 1)")
+    parser.add_argument("--gateway", action="append", choices=list(gateways.GATEWAYS), help="only this gateway; repeat")
     parser.add_argument("--quick", action="store_true", help="one short round, without verdicts: does it all run?")
     parser.add_argument("--json", help="where the JSON goes (default: last.json in the cache)")
     parser.add_argument("--install-peers", action="store_true", help="install what is missing into %s" % peers.CACHE)
@@ -36,7 +46,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         parser.error("it reads CPU times and memory from /proc, so it needs Linux")
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
-    result = measured(args.parts or list(PARTS), args.rounds, args.seconds, judged=not args.quick)
+    result = measured(args.parts or list(PARTS), args.rounds, args.seconds, not args.quick, args.gateway)
     print_result(result)
     path = args.json or str(peers.CACHE / "last.json")
     if not args.json:
@@ -47,7 +57,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     return 0
 
 
-def measured(parts: List[str], rounds: int, seconds: float, judged: bool) -> Dict[str, Any]:
+def measured(
+    parts: List[str], rounds: int, seconds: float, judged: bool, only: Optional[List[str]] = None
+) -> Dict[str, Any]:
     """Return the JSON document of a run: goals, medians and every round's rows."""
     rows: List[Dict[str, Any]] = []
     wanted: List[goals.Goal] = []
@@ -58,11 +70,18 @@ def measured(parts: List[str], rounds: int, seconds: float, judged: bool) -> Dic
     if rows:
         wanted += goals.LIBRARY
     clients = report.medians(rows)
+    loaded: List[Dict[str, Any]] = []
+    if "gateways" in parts:
+        loaded = gateways.rounds(rounds, seconds * 2, note, only)
+    fronts = report.medians(loaded)
     return {
         "python": platform.python_version(), "machine": platform.machine(), "rounds": rounds, "seconds": seconds,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "goals": [row for row in report.goal_rows(wanted, clients, judged) if row["measured"] is not None],
-        "clients": clients, "rows": rows,
+        "goals": [
+            row for row in report.goal_rows(wanted, clients, judged)
+            + report.goal_rows(goals.GATEWAY if loaded else [], fronts, judged) if row["measured"] is not None
+        ],
+        "clients": clients, "gateways": fronts, "rows": rows + loaded,
     }
 
 
@@ -71,6 +90,8 @@ def print_result(result: Dict[str, Any]) -> None:
     print(report.goal_table(result["goals"]))
     if result["clients"]:
         print("\n" + report.figure_table("client", result["clients"], CLIENT_COLUMNS))
+    if result["gateways"]:
+        print("\n" + report.figure_table("gateway", result["gateways"], GATEWAY_COLUMNS))
 
 
 def note(text: str) -> None:

@@ -6,7 +6,7 @@ Medians = Dict[str, Dict[str, float]]  # name → measure → median
 
 
 class Goal(NamedTuple):
-    """``of`` is (name, measure); with ``over`` the goal is their ratio. ``most`` says that less is better."""
+    """``of`` is (name, measure); with ``over`` the goal is their ratio, or ``difference``. ``most``: less is better."""
 
     what: str
     of: Any
@@ -15,6 +15,7 @@ class Goal(NamedTuple):
     bar: float
     most: bool = True
     unit: str = "×"
+    difference: bool = False
 
 
 OURS = "ours"
@@ -41,7 +42,29 @@ def _library() -> List[Goal]:
     return rows
 
 
+def _gateway() -> List[Goal]:
+    rows = []
+    for what, measure, over, goal, bar in (
+        ("requests per core second at 16 connections, over vllm-router", "requests_per_core", "vllm-router", 1.2, 0.7),
+        ("requests per core second at 16 connections, over Portkey", "requests_per_core", "portkey", 12, 5),
+        ("requests per core second at 16 connections, over LiteLLM", "requests_per_core", "litellm", 80, 30),
+        ("200-event streams per core second, burst, over vllm-router", "burst_per_core", "vllm-router", 4, 2.5),
+        ("streams/s, a write per event, over vllm-router", "each_per_s", "vllm-router", 2, 1.5),
+        ("500 paced streams, events/s, over direct", "paced_events_per_s", "direct", 0.99, 0.98),
+        ("32 × 1024 embeddings/s, over nginx", "embed_per_s", "nginx", 0.5, 0.3),
+    ):
+        rows.append(Goal("gateway: " + what, (OURS, measure), (over, measure), goal, bar, most=False))
+    rows.append(Goal(
+        "gateway: first token of 500 paced streams, p50, beyond direct", (OURS, "paced_first_ms"),
+        ("direct", "paced_first_ms"), 2, 5, unit="ms", difference=True,
+    ))
+    rows.append(Goal("gateway: idle memory", (OURS, "idle_mb"), None, 30, 40, unit="MB"))
+    rows.append(Goal("gateway: cold start to the first answer", (OURS, "cold_start_s"), None, 0.4, 0.6, unit="s"))
+    return rows
+
+
 LIBRARY = _library()
+GATEWAY = _gateway()
 
 
 def figure(goal: Goal, medians: Medians) -> Optional[float]:
@@ -50,6 +73,8 @@ def figure(goal: Goal, medians: Medians) -> Optional[float]:
     if value is None or goal.over is None:
         return value
     under = medians.get(goal.over[0], {}).get(goal.over[1])
+    if goal.difference:
+        return None if under is None else value - under
     return value / under if under else None
 
 
