@@ -103,11 +103,21 @@ def _fixture(role: str) -> Any:
     return fixture
 
 
+def _one_face(kind: str, role: str) -> Any:
+    @pytest.fixture(name="%s_%s" % (role, kind))
+    def fixture(faces: Callable[[str, str], Face]) -> Face:
+        return faces(kind, role)
+    return fixture
+
+
 chat = _fixture("chat")
 guarded = _fixture("guarded")
 embed = _fixture("embed")
 rerank = _fixture("rerank")
 whisper = _fixture("whisper")
+chat_gateway = _one_face("gateway", "chat")
+guarded_library = _one_face("library", "guarded")
+guarded_gateway = _one_face("gateway", "guarded")
 
 
 @pytest.fixture

@@ -69,13 +69,12 @@ def test_the_error_is_the_servers(chat, name, streamed):
 
 
 @pytest.mark.parametrize("name", sorted(WRONG))
-def test_the_gateway_says_so_in_plain_http(chat, name):
+def test_the_gateway_says_so_in_plain_http(chat_gateway, name):
     """An error that vLLM reports inside a 200 gets its status from the gateway."""
     path, body = WRONG[name]
-    theirs = error_of(ask(chat.server, "POST", path, dict({"model": chat.server.model, "stream": True}, **body)))
-    if chat.kind == "library":
-        pytest.skip("there is no gateway before the library")
-    got = ask(chat.front, "POST", path, dict({"model": chat.model, "stream": True}, **body))
+    server = chat_gateway.server
+    theirs = error_of(ask(server, "POST", path, dict({"model": server.model, "stream": True}, **body)))
+    got = ask(chat_gateway.front, "POST", path, dict({"model": chat_gateway.model, "stream": True}, **body))
     assert got.status == theirs["code"]
     assert name in MISSING or plain(got.json["error"]["message"]) == plain(theirs["message"])
 

@@ -1,5 +1,6 @@
 """Servers that idle, are stopped, die in the middle of a stream and come back. The last tests leave them dead."""
 
+import pathlib
 import signal
 import threading
 import time
@@ -18,12 +19,19 @@ def both(faces, role):
     return [faces("library", role), faces("gateway", role)]
 
 
-def rig(face):
-    """Take up the server behind a face, or skip where it is not ours to kill."""
-    if face.server.state is None:
-        pytest.skip("this server was not started by scripts/live, so it is not killed")
-    import pathlib
-    return Server.load(pathlib.Path(face.server.state))
+@pytest.fixture(scope="module")
+def rig():
+    """Take up the server behind a face, or skip where it is not ours to kill; what was started here ends here."""
+    taken = {}
+
+    def take(face):
+        if face.server.state is None:
+            pytest.skip("this server was not started by scripts/live, so it is not killed")
+        return taken.setdefault(face.server.role, Server.load(pathlib.Path(face.server.state)))
+
+    yield take
+    for server in taken.values():
+        server.stop()
 
 
 def text(face):
@@ -78,7 +86,7 @@ def refused(face):
     assert time.monotonic() - began < 30
 
 
-def test_killed_in_a_stream_and_back(faces):
+def test_killed_in_a_stream_and_back(faces, rig):
     """Kill the whole server, then start it again: the same providers and the same gateway go on."""
     pair = both(faces, "guarded")
     server = rig(pair[0])
@@ -98,7 +106,7 @@ def test_killed_in_a_stream_and_back(faces):
     assert [text(face) for face in pair] == before
 
 
-def test_the_engine_dies_in_a_stream(faces):
+def test_the_engine_dies_in_a_stream(faces, rig):
     """The API process is still there to say so: vLLM puts the error into the stream, and [DONE] after it."""
     pair = both(faces, "guarded")
     server = rig(pair[0])
@@ -115,10 +123,8 @@ def test_the_engine_dies_in_a_stream(faces):
         refused(face)
 
 
-def test_stopped_in_a_stream(faces):
+def test_stopped_in_a_stream(faces, rig):
     """A server asked to stop (SIGTERM) aborts its streams or falls silent with them open: neither looks like an end."""
-    if faces("library", "chat").server.state is None:
-        pytest.skip("this server was not started by scripts/live, so it is not stopped")
     pair = both(faces, "chat")
     server = rig(pair[0])
     listeners = [Listener(face) for face in pair]

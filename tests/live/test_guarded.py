@@ -2,6 +2,7 @@
 
 import pytest
 from cases import CHAT, REASONING, user
+from conftest import start_gateway
 from oracle import Target, additions, ask, chat_choices, differences, fold_chat
 from test_chat import same_texts
 
@@ -60,14 +61,14 @@ def test_cached_tokens_are_counted(guarded):
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])
-def test_without_the_key(guarded, key):
-    if guarded.server.key is None or guarded.kind == "gateway":
-        pytest.skip("the key is the gateway's own affair there")
-    raw = ask(Target("guarded", guarded.server.url, guarded.model, key), "POST", PATH, CHAT["plain"])
+def test_without_the_key(guarded_library, key):
+    if guarded_library.server.key is None:
+        pytest.skip("this server has no key")
+    raw = ask(Target("guarded", guarded_library.server.url, guarded_library.model, key), "POST", PATH, CHAT["plain"])
     assert (raw.status, raw.json) == (401, {"error": "Unauthorized"})
-    with VLLMProvider(guarded.server.url, api_key=key) as vllm:
-        for call in (lambda: vllm.chat_completion(model=guarded.model, **CHAT["plain"]),
-                     lambda: vllm.chat_completion_stream(model=guarded.model, **CHAT["plain"]),
+    with VLLMProvider(guarded_library.server.url, api_key=key) as vllm:
+        for call in (lambda: vllm.chat_completion(model=guarded_library.model, **CHAT["plain"]),
+                     lambda: vllm.chat_completion_stream(model=guarded_library.model, **CHAT["plain"]),
                      lambda: vllm.list_models()):
             with pytest.raises(AuthenticationError) as caught:
                 call()
@@ -75,12 +76,12 @@ def test_without_the_key(guarded, key):
             assert "wrong" not in str(caught.value)
 
 
-def test_the_gateway_with_a_wrong_upstream_key(guarded):
+def test_the_gateway_with_a_wrong_upstream_key(guarded_gateway):
     """Its client sees the 401 of the server, not one of its own."""
-    if guarded.kind == "library" or guarded.server.key is None:
-        pytest.skip("only a gateway has an upstream key")
-    from conftest import start_gateway
-    process, front = start_gateway(Target("guarded", guarded.server.url, guarded.server.model, "wrong"))
+    if guarded_gateway.server.key is None:
+        pytest.skip("this server has no key")
+    server = guarded_gateway.server
+    process, front = start_gateway(Target("guarded", server.url, server.model, "wrong"))
     try:
         raw = ask(front, "POST", PATH, dict(CHAT["plain"], model=front.model))
         assert raw.status == 401
