@@ -404,6 +404,7 @@ def test_no_proxy_at_all_is_a_setting(lean, monkeypatch):
     assert caught.value.code == "connection_not_made"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # http.client of 3.8 leaves a socket
 def test_a_proxy_that_refuses_to_connect_through(lean):
     with Scripted(["head", b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"]) as proxy:
         with provider_for("https://gpu.example", lean, ProxyConfig("http", proxy.url)) as provider:

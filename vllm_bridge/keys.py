@@ -123,6 +123,11 @@ class KeyRing:
             real = next((name for alias, name in key.aliases.items() if alias.lower() == folded), model)
         return real
 
+    @staticmethod
+    def allows(key: Key, model: str) -> bool:
+        """Tell whether the key is for a model, or for the alias of one."""
+        return _Rule(key).allows(model)
+
     def _candidates(self, model: Optional[str], key_id: Optional[str], key_name: Optional[str]) -> List[Key]:
         rules = [(key, rule) for key, rule in self._rules if key.enabled]
         if key_id:

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from .caller import Caller, Options
 from .config import Key
 from .errors import BridgeError, ResponseDecodeError
+from .keys import KeyRing
 from .records import ModelList, decode
 from .reply import Reply
 
@@ -18,9 +19,11 @@ def collect(caller: Caller, options: Options) -> ModelList:
     """Ask every server, all at once, and merge their lists by id.
 
     A key's allow-list, block-list and aliases apply. With several keys ``key_statuses`` tells which of them answered;
-    if none did, the last error is raised.
+    if none did, the last error is raised. A key that the options name is the only one asked.
     """
-    keys = [key for key in caller.ring.keys if key.enabled]
+    keys = [key for key in caller.ring.keys if key.enabled and _is_meant(key, options)]
+    if not keys:
+        caller.ring.select(None, frozenset(), options.key_id, options.key_name)  # says what is wrong
     if len(caller.ring.keys) == 1:
         key = caller.ring.keys[0]
         reply = caller.reply("GET", PATH, None, None, options)
@@ -46,6 +49,12 @@ def collect(caller: Caller, options: Options) -> ModelList:
     return ModelList({"object": "list", "data": data, "key_statuses": statuses})
 
 
+def _is_meant(key: Key, options: Options) -> bool:
+    if options.key_id:
+        return key.id == options.key_id
+    return not options.key_name or key.name == options.key_name
+
+
 _Answer = Tuple[List[Dict[str, Any]], Optional[BridgeError]]
 
 
@@ -67,24 +76,24 @@ def _ask_all(caller: Caller, keys: List[Key], options: Options) -> List[_Answer]
 
 
 def _payload(reply: Reply) -> Dict[str, Any]:
-    payload = decode(reply.body)
-    if not isinstance(payload, dict) or not isinstance(payload.get("data"), list):
-        raise ResponseDecodeError("the server sent no list of models", payload=payload, url=reply.url)
+    payload = reply.read(lambda: _checked(decode(reply.body)))
     payload["data"] = [model for model in payload["data"] if isinstance(model, dict)]
+    return payload
+
+
+def _checked(payload: Any) -> Dict[str, Any]:
+    if not isinstance(payload, dict) or not isinstance(payload.get("data"), list):
+        raise ResponseDecodeError("the server sent no list of models", payload=payload)
     return payload
 
 
 def _allowed(models: List[Dict[str, Any]], key: Key) -> List[Dict[str, Any]]:
     """Return the models that a key lets through, each alias beside the model that it stands for."""
-    allow = {name.lower() for name in key.models}
-    block = {name.lower() for name in key.blacklisted_models}
-    if key.model_name:
-        allow = {key.model_name.lower()}
     shown = []
     for model in models:
         name = str(model.get("id"))
         names = [name] + [alias for alias, real in key.aliases.items() if real == name]
         for label in names:
-            if label.lower() not in block and ("*" in allow or label.lower() in allow):
+            if KeyRing.allows(key, label):
                 shown.append(model if label == name else {**model, "id": label, "alias": name})
     return shown
