@@ -223,6 +223,9 @@ class Connection(BaseHTTPRequestHandler):
             data = self._channel.receive(_BODY_READ, limit)
         except TimeoutError:
             raise BodyError(408, "nothing of the request body arrived for %g seconds" % limit) from None
+        except OSError:
+            self._lost = True  # reset by the client
+            raise
         self._waited += time.monotonic() - started
         self._received += len(data)
         if not data:
