@@ -59,7 +59,7 @@ environment() {
     version=$("$2" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
     folder=$PWD/.venvs/$1-$version
     wanted=$(cat)
-    if [ "$(cat "$folder/made-for" 2>/dev/null)" != "$wanted" ]; then
+    if ! [ -f "$folder/made-for" ] || [ "$(cat "$folder/made-for")" != "$wanted" ]; then
         say "Making the virtual environment .venvs/$1-$version ..."
         rm -rf "$folder"
         mkdir -p .venvs

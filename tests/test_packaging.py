@@ -1,0 +1,100 @@
+"""The wheel: built from a copy of the checkout, installed into a fresh environment, and run there."""
+
+import email.parser
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Dict, Iterator, Tuple
+
+import pytest
+
+from vllm_bridge.echo import EchoServer
+from vllm_bridge.version import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+LONG = 300.0  # seconds: no verdict hangs on it
+
+
+def environ() -> Dict[str, str]:
+    unwanted = ("VLLM_", "COV_", "COVERAGE_", "PYTHON", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
+    return {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+
+
+def call(*command: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, cwd=str(cwd), env=environ(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=LONG)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Path, Path]]:
+    """The wheel, and the Python of an environment that has pip and nothing else."""
+    folder = tmp_path_factory.mktemp("packaging")
+    source = folder / "source"
+    source.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(str(ROOT / "vllm_bridge"), str(source / "vllm_bridge"), ignore=ignored)
+    for name in ("tests", "scripts"):  # must not get into the wheel
+        (source / name).mkdir()
+        (source / name / "__init__.py").write_text("")
+    for name in ("setup.cfg", "setup.py", "README.md"):
+        shutil.copy(str(ROOT / name), str(source / name))
+    made = call(sys.executable, "-m", "venv", "fresh", cwd=folder)
+    if made.returncode:
+        pytest.skip("this Python makes no environments: %s" % made.stderr[-200:])
+    python = folder / "fresh" / "bin" / "python"
+    ran = call(str(python), "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--wheel-dir", "dist",
+               "./source", cwd=folder)
+    if ran.returncode and "setuptools" in ran.stderr:
+        pytest.skip("setuptools cannot be had here: %s" % ran.stderr[-200:])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    wheels = list((folder / "dist").iterdir())
+    assert len(wheels) == 1
+    yield wheels[0], python
+
+
+def test_one_wheel_for_every_python(built: Tuple[Path, Path]) -> None:
+    wheel, _ = built
+    assert wheel.name == "vllm_bridge-%s-py3-none-any.whl" % __version__
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built: Tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(str(built[0])) as wheel:
+        names = wheel.namelist()
+    held = {name for name in names if ".dist-info/" not in name}
+    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vllm_bridge").rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts}
+    assert held == here
+    assert "vllm_bridge/py.typed" in held
+
+
+def test_the_wheel_needs_requests_alone(built: Tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(str(built[0])) as wheel:
+        place = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.parser.Parser().parsestr(wheel.read(place).decode("utf-8"))
+    needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert len(needed) == 1 and needed[0].replace(" ", "").replace("(", "").startswith("requests>=2.28")
+    assert metadata["Requires-Python"] == ">=3.8" and metadata["Version"] == __version__
+    assert "# vllm-bridge" in str(metadata.get_payload())
+
+
+def test_the_installed_wheel_runs(built: Tuple[Path, Path], tmp_path: Path) -> None:
+    wheel, python = built
+    ran = call(str(python), "-m", "pip", "--disable-pip-version-check", "install", str(wheel), cwd=tmp_path)
+    if ran.returncode and "requests" in ran.stderr:
+        pytest.skip("requests cannot be had here: %s" % ran.stderr[-200:])
+    assert ran.returncode == 0, ran.stderr
+    listed = call(str(python), "-m", "pip", "list", "--format", "freeze", cwd=tmp_path).stdout.lower()
+    packages = {line.partition("=")[0].replace("_", "-") for line in listed.split()}
+    assert packages - {"pip", "setuptools", "wheel"} == {
+        "vllm-bridge", "requests", "urllib3", "certifi", "idna", "charset-normalizer"}
+    command = python.parent / "vllm-bridge"
+    with EchoServer() as server:
+        said = call(str(command), "chat", "--base-url", server.url, "Hello", cwd=tmp_path)
+        assert (said.returncode, said.stdout, said.stderr) == (0, "You said: Hello\n", "")
+        checked = call(str(python), "-W", "error", "-m", "vllm_bridge", "check", "--base-url", server.url, cwd=tmp_path)
+        assert checked.returncode == 0 and checked.stdout.endswith("\nok\n")
+    assert call(str(command), "serve", "--help", cwd=tmp_path).returncode == 0
+    assert call(str(command), cwd=tmp_path).returncode == 2

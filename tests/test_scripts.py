@@ -1,0 +1,229 @@
+"""The scripts that a stranger runs first, from a copy of the checkout as git would clone it."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+from vllm_bridge.echo import EchoServer
+
+ROOT = Path(__file__).resolve().parents[1]
+LONG = 120.0  # seconds: no verdict hangs on it
+SHELL_SCRIPTS = ["scripts/demo", "scripts/test", "scripts/environment.sh", ".ci/run"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what belongs to the project, without environments and caches."""
+    folder = tmp_path_factory.mktemp("clone") / "with a space"
+    folder.mkdir()
+    for name in ("vllm_bridge", "scripts"):
+        shutil.copytree(str(ROOT / name), str(folder / name), ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "setup.py", "README.md"):
+        shutil.copy(str(ROOT / name), str(folder / name))
+    return folder
+
+
+@pytest.fixture
+def environ() -> Dict[str, str]:
+    """This Python first on the path, and nothing that the scripts would take for a server."""
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+    unwanted = ("VLLM_", "COV_", "COVERAGE_", "PYTHON")
+    return dict({key: value for key, value in os.environ.items() if not key.startswith(unwanted)}, PATH=path)
+
+
+@pytest.mark.parametrize("name", SHELL_SCRIPTS)
+def test_shell_scripts_parse(name: str) -> None:
+    assert subprocess.call(["sh", "-n", str(ROOT / name)]) == 0
+    if not name.endswith(".sh"):
+        assert os.access(str(ROOT / name), os.X_OK)
+
+
+def run(clone: Path, environ: Dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["./scripts/demo", *arguments], cwd=str(clone), env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, universal_newlines=True, timeout=LONG,
+    )
+
+
+def check_shown(shown: str) -> None:
+    """Every operation has its heading, and behind it an answer and no failure."""
+    parts = dict(re.findall(r"^((?:GET|POST) [^\n]+)\n((?:    .*\n)+)", shown, re.M))
+    assert list(parts) == [
+        "GET /v1/models", "POST /v1/chat/completions", "POST /v1/chat/completions, streamed", "POST /v1/embeddings",
+        "POST /v1/rerank",
+    ]
+    assert parts["GET /v1/models"].strip() == "vllm/echo"
+    assert "You said: What is the capital of France?" in parts["POST /v1/chat/completions"]
+    assert re.search(r"\((\d\d) chunks, the first after ", parts["POST /v1/chat/completions, streamed"])
+    assert parts["POST /v1/embeddings"].count("8 numbers") == 2
+    best = parts["POST /v1/rerank"].splitlines()[1]
+    assert best.endswith("The capital of France is Paris.")
+    assert "did not work" not in shown and "Traceback" not in shown
+
+
+def test_the_demo_of_a_clean_clone(clone: Path, environ: Dict[str, str]) -> None:
+    ran = run(clone, environ)
+    assert ran.returncode == 0, ran.stderr
+    check_shown(ran.stdout)
+    assert "Stand-in for vLLM" in ran.stdout and ran.stdout.endswith("Everything that was started has been stopped.\n")
+    gateway = re.search(r"^Gateway before it +(\S+)$", ran.stdout, re.M)
+    assert gateway is not None
+    with pytest.raises(OSError):
+        ask(gateway.group(1) + "/health")
+
+
+def test_the_demo_with_a_real_server(clone: Path, environ: Dict[str, str]) -> None:
+    with EchoServer(operations=["list_models", "chat_completion"]) as server:
+        ran = run(clone, dict(environ, VLLM_BASE_URL=server.url))
+        asked = [request.path for request in server.requests]
+    assert ran.returncode == 0, ran.stderr
+    assert "vLLM server          " + server.url in ran.stdout and "Stand-in" not in ran.stdout
+    assert ran.stdout.count("did not work: ") == 2  # a chat server has no embeddings and no rerank
+    assert asked.count("/v1/chat/completions") == 2
+
+
+def test_the_demo_with_a_server_that_is_not_there(clone: Path, environ: Dict[str, str]) -> None:
+    ran = run(clone, dict(environ, VLLM_BASE_URL="http://127.0.0.1:9"))
+    assert ran.returncode == 1
+    assert "did not work: " in ran.stdout and "Traceback" not in ran.stdout + ran.stderr
+
+
+def test_the_demo_refuses_what_it_does_not_know(clone: Path, environ: Dict[str, str]) -> None:
+    ran = run(clone, environ, "--sevre")
+    assert ran.returncode == 2 and "--sevre" in ran.stderr
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_the_demo_leaves_the_gateway_up(number: int, code: int, clone: Path, environ: Dict[str, str]) -> None:
+    process = subprocess.Popen(
+        ["./scripts/demo", "--serve"], cwd=str(clone), env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, universal_newlines=True, start_new_session=True,
+    )
+    killer = threading.Timer(LONG, process.kill)
+    killer.start()
+    assert process.stdout is not None
+    try:
+        shown = list(lines_until(process.stdout, "The gateway stays up"))
+        url = [line for line in shown if line.startswith("Gateway before it")][0].split()[-1]
+        assert ask(url + "/health") == 200
+        os.killpg(process.pid, number)
+        rest = process.stdout.read()
+        assert "Everything that was started has been stopped." in rest and "Traceback" not in rest
+        assert process.wait(LONG) == code
+        with pytest.raises(OSError):
+            ask(url + "/health")
+    finally:
+        killer.cancel()
+        killer.join()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def lines_until(stream: Any, text: str) -> Iterator[str]:
+    for line in stream:
+        yield line
+        if text in line:
+            return
+    raise AssertionError("the output ended before %r" % text)
+
+
+def ask(url: str) -> int:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=LONG) as reply:
+        return int(reply.status)
+
+
+# ---------------------------------------------------------------- scripts/environment.sh
+
+
+def shell(clone: Path, environ: Dict[str, str], code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["sh", "-c", "set -u; . scripts/environment.sh; " + code], cwd=str(clone), env=environ,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=LONG,
+    )
+
+
+def test_the_pythons_of_the_machine_are_found(clone: Path, environ: Dict[str, str]) -> None:
+    lines = shell(clone, environ, "pythons").stdout.splitlines()
+    versions = [line.split(" ")[0] for line in lines]
+    assert "%d.%02d" % sys.version_info[:2] in versions
+    assert versions == sorted(set(versions)) and versions[0] >= "3.08"
+    assert all(os.access(line.split(" ", 1)[1], os.X_OK) for line in lines)
+
+
+def fake_path(folder: Path, **programs: str) -> str:
+    """Return a PATH with the shell's own tools and these programs alone."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name in ("sh", "sort", "tail", "grep", "head", "cut", "cat", "rm", "mkdir", "mv", "ls", "dirname"):
+        place = shutil.which(name)
+        assert place is not None
+        (tools / name).symlink_to(place)
+    for name, code in programs.items():
+        program = tools / name.replace("_", ".")
+        program.write_text("#!/bin/sh\n" + code)
+        program.chmod(0o755)
+    return str(tools)
+
+
+def test_an_old_python3_is_passed_over(clone: Path, environ: Dict[str, str], tmp_path: Path) -> None:
+    real = 'exec "%s" "$@"\n' % sys.executable
+    path = fake_path(tmp_path, python3="exit 1\n", python3_11=real)
+    ran = shell(clone, dict(environ, PATH=path, HOME=str(tmp_path)), "default_python")
+    assert (ran.returncode, ran.stdout.strip()) == (0, sys.executable)
+
+
+def test_a_machine_without_a_python_is_told_so(clone: Path, environ: Dict[str, str], tmp_path: Path) -> None:
+    path = fake_path(tmp_path, python3="exit 1\n")
+    ran = shell(clone, dict(environ, PATH=path, HOME=str(tmp_path)), "default_python")
+    assert ran.returncode == 1 and "no Python 3.8 or newer" in ran.stderr
+    for script in ("./scripts/demo", "./scripts/test"):
+        started = shell(clone, dict(environ, PATH=path, HOME=str(tmp_path)), "exec /bin/sh " + script)
+        assert (started.returncode, started.stdout) == (1, "") and "no Python 3.8 or newer" in started.stderr
+
+
+def test_an_environment_is_made_once(clone: Path, environ: Dict[str, str]) -> None:
+    make = 'environment empty "%s" </dev/null' % sys.executable
+    first = shell(clone, environ, make)
+    assert first.returncode == 0 and "Making" in first.stderr
+    second = shell(clone, environ, make)
+    assert (second.stdout, second.stderr) == (first.stdout, "")
+    python = first.stdout.strip()
+    assert subprocess.call([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]) == 0
+
+
+def test_an_environment_that_cannot_be_made_is_not_taken_for_one(clone: Path, environ: Dict[str, str]) -> None:
+    make = 'echo "no such requirement/" | environment broken "%s"' % sys.executable
+    for _ in range(2):
+        ran = shell(clone, environ, make)
+        assert ran.returncode == 1 and ran.stdout == "" and ".log" in ran.stderr
+
+
+def test_requirements_come_from_setup_cfg(clone: Path, environ: Dict[str, str]) -> None:
+    listed: List[str] = shell(clone, environ, 'requirements "%s" install lint' % sys.executable).stdout.splitlines()
+    assert listed[0].startswith("requests>=") and any(line.startswith("mypy") for line in listed)
+
+
+def test_counts_are_added_up() -> None:
+    """The closing line of .ci/run, from the awk program in it."""
+    code = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    program = re.search(r"awk -v status=\"\$status\" '(.*?)'", code, re.S)
+    assert program is not None
+
+    def counted(status: int, text: str) -> str:
+        return subprocess.run(["awk", "-v", "status=%d" % status, program.group(1)],  # type: ignore[union-attr]
+                              input=text, stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout.strip()
+
+    live = "===== 3 failed, 40 passed, 1 skipped, 2 errors in 12.3s =====\n7 passed in 1.0s\n"
+    assert counted(1, "100 passed, 0 failed, 5 skipped\n" + live) == "147 passed, 5 failed, 6 skipped"
+    assert counted(0, "100 passed, 0 failed, 5 skipped\n") == "100 passed, 0 failed, 5 skipped"
+    assert counted(1, "") == "0 passed, 1 failed, 0 skipped"
