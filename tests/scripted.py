@@ -95,14 +95,12 @@ class Scripted:
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(16 if accept else 0)
+        self.port = int(self._listener.getsockname()[1])
         self._fillers: List[socket.socket] = []
         self._accepts = accept
         if not accept:
             self._fill()
 
-    @property
-    def port(self) -> int:
-        return int(self._listener.getsockname()[1])
 
     @property
     def url(self) -> str:
