@@ -41,7 +41,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Path, Path
     for name in ("tests", "scripts"):  # must not get into the wheel
         (source / name).mkdir()
         (source / name / "__init__.py").write_text("")
-    for name in ("setup.cfg", "setup.py", "README.md"):
+    for name in ("pyproject.toml", "setup.cfg", "setup.py", "README.md"):
         shutil.copy(str(ROOT / name), str(source / name))
     made = call(sys.executable, "-m", "venv", "fresh", cwd=folder)
     if made.returncode:

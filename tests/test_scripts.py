@@ -27,7 +27,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in ("vllm_bridge", "scripts"):
         shutil.copytree(str(ROOT / name), str(folder / name), ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "setup.py", "README.md"):
+    for name in ("pyproject.toml", "setup.cfg", "setup.py", "README.md"):
         shutil.copy(str(ROOT / name), str(folder / name))
     return folder
 
