@@ -35,9 +35,11 @@ class Form:
         self.files = files
 
     def get(self, name: str, default: str = "") -> str:
+        """Return a field, the last of its name."""
         return dict(self.fields).get(name, default)
 
     def true(self, name: str) -> bool:
+        """Tell whether a field says yes."""
         return self.get(name).lower() in _TRUE
 
 

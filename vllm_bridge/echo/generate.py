@@ -33,10 +33,12 @@ class Generation:
         self.cut_call = False
 
     def text(self, *kinds: str) -> str:
+        """Return the text of the tokens of these kinds."""
         return "".join(token.text for token in self.tokens if token.kind in kinds)
 
     @property
     def reasoning_tokens(self) -> int:
+        """How many of the tokens are reasoning."""
         return sum(token.kind == "reasoning" for token in self.tokens)
 
 
@@ -50,6 +52,7 @@ def pieces(text: str) -> List[str]:
 
 
 def token_id(text: str) -> int:
+    """Return the id that a token's text always has."""
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) % 50000
 
 

@@ -1,0 +1,195 @@
+"""The house as it is drawn: who may import whom, what is public, how long a file may be."""
+
+import ast
+import importlib
+import pathlib
+import re
+
+import pytest
+
+import vllm_bridge
+
+PACKAGE = pathlib.Path(vllm_bridge.__file__).parent
+ROOT = PACKAGE.parent
+
+# The floors, lowest first: a room imports from its own floor and from those below. A new room has to be placed here.
+FLOORS = [
+    ("pure", """version errors record records sse http1 chunked masking formdata multipart embedding chat text rerank
+                transcription chunks frames wire responses"""),
+    ("settings", "fields config config_file keys retry"),
+    ("I/O", "adapter lean reply stream transport"),
+    ("calls", "caller model_list"),
+    ("providers", "provider vllm"),
+    ("library", "__init__"),
+    ("faces", "echo gateway terminal commands check cli __main__"),
+]
+FLOOR_OF = {room: number for number, (_, rooms) in enumerate(FLOORS) for room in rooms.split()}
+PURE = set(FLOORS[0][1].split())
+
+HTTP_ROOMS = {"transport", "adapter", "lean"}  # these alone know requests and urllib3
+NOT_PURE = {"socket", "ssl", "select", "selectors", "threading", "_thread", "queue", "time", "asyncio", "subprocess",
+            "signal", "http", "urllib.request", "requests", "urllib3", "concurrent", "multiprocessing", "random"}
+
+LONGEST = 440  # lines; DESIGN: what passes about 400 asks to become two rooms
+REFUSED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+
+PUBLIC = """
+APIConnectionError APIStatusError APITimeoutError AuthenticationError BadRequestError BaseOpenAIProvider BridgeError
+Cancellation ConfigError IncompleteStreamError InternalServerError Key NetworkConfig NotFoundError
+PermissionDeniedError ProviderConfig ProxyConfig RateLimitError Record RequestCancelledError ResponseDecodeError Stream
+Trace UnprocessableEntityError UnsupportedOperationError VLLMProvider __version__
+""".split()
+
+# Methods that a base class outside this project names and explains.
+INHERITED = {"setup", "handle", "finish", "init_poolmanager", "proxy_manager_for"}
+
+
+class Room:
+    """One file: its name from the package on, its place (the room of the floors), what it imports."""
+
+    def __init__(self, path):
+        self.path = path
+        self.name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        self.place = self.name.partition(".")[0]
+        self.text = path.read_text(encoding="utf-8")
+        self.tree = ast.parse(self.text)
+        self.inside, self.outside, self.at_import = set(), set(), set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                self.outside.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                self.outside.add(node.module)
+            elif isinstance(node, ast.ImportFrom):
+                targets = self._targets(node)
+                self.inside |= targets
+                if node in self.tree.body:
+                    self.at_import |= targets
+
+    def _targets(self, node):
+        parts = ["vllm_bridge"] + self.name.split(".")
+        base = parts[:len(parts) - node.level]
+        if node.module:
+            return {".".join((base + node.module.split("."))[1:]) or "__init__"}
+        return {".".join((base + [alias.name])[1:]) for alias in node.names}
+
+    def __repr__(self):
+        return self.name
+
+
+ROOMS = [Room(path) for path in sorted(PACKAGE.rglob("*.py"))]
+BY_NAME = {room.name: room for room in ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=repr)
+def test_a_room_imports_from_its_own_floor_and_below(room):
+    assert room.place in FLOOR_OF, "%s has no floor: place it in FLOORS" % room.place
+    for target in room.inside:
+        place = target.partition(".")[0]
+        assert FLOOR_OF[place] <= FLOOR_OF[room.place], "%s imports %s from above" % (room, target)
+
+
+def test_every_room_of_the_floors_is_there():
+    assert set(FLOOR_OF) == {room.place for room in ROOMS}
+
+
+def test_no_room_imports_itself_by_a_detour():
+    done, path = set(), []
+
+    def visit(name):
+        name = name if name in BY_NAME else name + ".__init__"
+        if name in done:
+            return
+        assert name not in path, " → ".join(path + [name])
+        path.append(name)
+        for target in BY_NAME[name].at_import:
+            visit(target)
+        done.add(path.pop())
+
+    for room in ROOMS:
+        visit(room.name)
+    assert done == set(BY_NAME)
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room.place in PURE], ids=repr)
+def test_the_pure_floor_knows_no_sockets_clocks_or_threads(room):
+    for name in room.outside:
+        parts = name.split(".")
+        assert not NOT_PURE & {".".join(parts[:length]) for length in range(1, len(parts) + 1)}, name
+
+
+def test_few_rooms_know_requests():
+    http = ("requests", "urllib3")
+    assert {room.name for room in ROOMS for name in room.outside if name.partition(".")[0] in http} == HTTP_ROOMS
+
+
+def test_the_package_imports_itself_relatively():
+    assert not [room for room in ROOMS if any(name.partition(".")[0] == "vllm_bridge" for name in room.outside)]
+
+
+def test_only_the_gateways_own_rooms_and_the_command_line_know_the_gateway():
+    for room in ROOMS:
+        if any(target.partition(".")[0] == "gateway" for target in room.inside):
+            assert room.place in ("gateway", "cli")
+        if any(target.partition(".")[0] == "echo" for target in room.inside):
+            assert room.place == "echo"  # the stand-in is a partner of tests and demo, never of the library
+
+
+def test_the_public_names():
+    assert sorted(vllm_bridge.__all__) == vllm_bridge.__all__ == sorted(PUBLIC)
+    assert all(getattr(vllm_bridge, name) is not None for name in PUBLIC)
+    assert re.match(r"\d+\.\d+\.\d+", vllm_bridge.__version__)
+    assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if not room.name.endswith("__main__")], ids=repr)
+def test_a_room_has_what_its_all_names(room):
+    module = importlib.import_module("vllm_bridge." + room.name if room.name != "__init__" else "vllm_bridge")
+    names = getattr(module, "__all__", [])
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=repr)
+def test_every_public_name_says_what_it_does(room):
+    assert ast.get_docstring(room.tree), "the file has no docstring"
+    silent = []
+
+    def visit(body, prefix):
+        for node in body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            fields_only = isinstance(node, ast.ClassDef) and all(isinstance(line, ast.AnnAssign) for line in node.body)
+            if not ast.get_docstring(node) and not fields_only and node.name not in INHERITED:
+                silent.append(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                visit(node.body, prefix + node.name + ".")
+
+    visit(room.tree.body, "")
+    assert silent == []
+
+
+def test_no_function_or_class_is_left_over():
+    scripts = [path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*")
+               if path.is_file() and path.suffix in ("", ".py", ".md")]
+    text = "\n".join([room.text for room in ROOMS] + scripts)
+    text = re.sub(r"__all__ = \[[^]]*\]", "", text)
+    used = {}
+    for word in re.findall(r"\w+", text):
+        used[word] = used.get(word, 0) + 1
+    left_over = ["%s.%s" % (room, node.name) for room in ROOMS for node in room.tree.body
+                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and used[node.name] < 2]
+    assert left_over == []
+
+
+# ---------------------------------------------------------------- files
+
+FILES = [path for folder in ("vllm_bridge", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=repr)
+def test_a_file_is_one_thing(room):
+    assert len(room.text.splitlines()) <= LONGEST
+
+
+def test_no_file_has_a_name_that_says_nothing():
+    assert [path for path in FILES if path.stem in REFUSED_NAMES or path.parent.name in REFUSED_NAMES] == []
