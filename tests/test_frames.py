@@ -199,3 +199,64 @@ def test_any_event_is_forwarded_or_raises_our_own_error(data):
     if data:
         [event] = iter_events([frame])
         assert event.data.strip().startswith("{") and event.data.strip().endswith("}")
+
+
+# ---------------------------------------------------------------- whole blocks
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_what_passes_unread_is_what_event_by_event_would_have_forwarded(name):
+    body = wire.load(name).body
+    for start in [0] + [at + 2 for at in range(len(body) - 2) if body[at:at + 2] == b"\n\n"][:40]:
+        end = Frames(1, True, Tally()).passes(body[start:])
+        assert 0 <= end <= len(body) - start
+        block = body[start:start + end]
+        if block:
+            frames = Frames(1, True, Tally())
+            assert b"".join(out for event in iter_events([block]) for out in frames.feed(event)) == block
+            assert not frames.finished
+
+
+def test_most_of_a_stream_passes_and_its_end_does_not():
+    body = wire.load("chat_stream_count").body
+    end = Frames(1, True, Tally()).passes(body)
+    assert body[end:].count(b"\n\n") == 2  # the finish and the end mark
+    assert Frames(1, True, Tally()).passes(body[end:]) == 0
+
+
+def line(data):
+    return b"data: %s\n\n" % data.encode()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"data: {\"id\":\"c\"}\n\n",
+        b": keep-alive\n\n",
+        b"\n" + line(plain()),
+        b"event: x\n" + line(plain()),
+        line(plain())[:-1],
+        line(plain(reason='"stop"')),
+        line(plain(rest=',"usage":{}')),
+        line(plain(rest=',"error":null')),
+        line(plain('{"reasoning":"x"}')),
+        line('{"choices":[{"index":0,"finish_reason":null},{"index":1,"finish_reason":null}]}'),
+        b'data: {"detail":"x"}\n\n',
+        b'data: {"choices":[]}\n\n',
+        b"data: [DONE]\n\n",
+        b'data: ["finish_reason":null,"choices":[{}]]\n\n',
+        line(plain())[1:],
+    ],
+)
+def test_what_needs_a_look_does_not_pass(event):
+    frames = Frames(1, True, Tally())
+    assert frames.passes(event) == 0
+    both = line(plain()) + event
+    assert frames.passes(both) in (0, len(line(plain())))
+
+
+@pytest.mark.parametrize("text", ['\\"usage\\"', "data: {", "\\n\\n", '\\"error\\"', '\\"finish_reason\\":null', "é"])
+def test_what_a_text_says_does_not_stop_it(text):
+    block = line(plain('{"content":"%s"}' % text)) * 3
+    assert Frames(1, True, Tally()).passes(block) == len(block)
+    assert Frames(1, True, Tally()).passes(block + block[:50]) == len(block)

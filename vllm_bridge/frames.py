@@ -19,6 +19,9 @@ DONE = b"data: [DONE]\n\n"
 # A delta of reasoning as vLLM writes it (think_stream_reasoning). Within a JSON string these quotes would be escaped.
 _REASONING = re.compile(r'"delta":\{"reasoning":("[^"\\]*(?:\\.[^"\\]*)*")\}')
 
+# What needs a look at its event, as vLLM writes it; within a JSON string the quotes would be escaped.
+_MARKS = (b'"finish_reason":"', b'"usage"', b'"error"', b'"reasoning', b"data: [")
+
 
 class Tally:
     """What a call's reply said of itself: the tokens counted by the server."""
@@ -68,6 +71,31 @@ class Frames:
                 end = found.end(1)
                 return (encode('%s,"reasoning_content":%s%s' % (data[:end], found.group(1), data[end:])),)
         return self._read(event)
+
+    def passes(self, block: bytes) -> int:
+        """Return how many bytes of a block that begins with an event are whole events to be forwarded as they are.
+
+        They are those before the first that needs a look, if each of them is one line with one choice that goes on.
+        """
+        end = block.rfind(b"\n\n") + 2
+        for mark in _MARKS:
+            at = block.find(mark, 0, end)
+            if at >= 0:
+                end = block.rfind(b"\n\n", 0, at) + 2
+        if end < 2:
+            return 0
+        count = block.count
+        events = count(b"\n\n", 0, end)
+        plain = (
+            block.startswith(b"data: {")
+            and count(b"}\n\ndata: {", 0, end) == events - 1
+            and block.startswith(b"}", end - 3)
+            and count(b"\n", 0, end) == 2 * events
+            and count(b'"choices":[{', 0, end) == events
+            and count(b'"finish_reason"', 0, end) == events
+            and count(b'"finish_reason":null', 0, end) == events
+        )
+        return end if plain else 0
 
     def finish(self) -> Sequence[bytes]:
         """Return the end mark."""

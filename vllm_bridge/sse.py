@@ -130,7 +130,7 @@ class EventDecoder:
         """Return the events that `chunk` completes; bytes that are no UTF-8 become U+FFFD."""
         events: List[Event] = []
         end = chunk.rfind(b"\n\n")
-        if end > 0 and len(chunk) <= self._short and self._is_between_events() and self._lines.stands_aside(chunk):
+        if end > 0 and len(chunk) <= self._short and self.stands_aside(chunk):
             # What vLLM sends: nearly every event is one line of data.
             for piece in chunk[:end].split(b"\n\n"):
                 if piece.startswith(b"data: ") and b"\n" not in piece:
@@ -142,8 +142,10 @@ class EventDecoder:
             self._feed_lines(chunk, events)
         return events
 
-    def _is_between_events(self) -> bool:
-        return self._data is None and not self._event and self._retry is None
+    def stands_aside(self, chunk: bytes) -> bool:
+        """Tell whether an event may begin with `chunk`, and its lines end in LF alone: then it may be cut elsewhere."""
+        between = self._data is None and not self._event and self._retry is None
+        return between and self._lines.stands_aside(chunk)
 
     def _feed_lines(self, chunk: bytes, events: List[Event]) -> None:
         for line in self._lines.feed(chunk):

@@ -130,21 +130,15 @@ def _converted(
 
 
 def _items(source: Source, reader: Reader[Item], limits: Limits) -> Generator[Item, None, None]:
-    batches = _Batches(source, limits)
+    passes = getattr(reader, "passes", None)
+    batches = _Batches(source, limits, passes)
     try:
-        events = batches.next(False)
-        while events is not None:
-            for event in events:
-                if event.data == "[DONE]":
-                    source.finish()
-                    yield from reader.finish()
-                    return
-                yield from reader.feed(event)
-            events = batches.next(reader.finished)
-        if not reader.finished:
+        if passes is None:
+            ended = yield from _each(source, reader, batches)
+        else:
+            ended = yield from _joined(source, reader, batches)  # type: ignore[arg-type, misc]
+        if not ended:
             raise _incomplete("the stream ended without a finish reason or [DONE]", reader, source)
-        source.finish()
-        yield from reader.finish()
     except APITimeoutError:
         raise
     except APIConnectionError as error:
@@ -156,6 +150,54 @@ def _items(source: Source, reader: Reader[Item], limits: Limits) -> Generator[It
         source.close()
 
 
+def _each(source: Source, reader: Reader[Item], batches: "_Batches") -> Generator[Item, None, bool]:
+    """Yield item by item; return whether the stream came to an end of its own."""
+    events = batches.next(False)
+    while events is not None:
+        for event in events:
+            if event.data == "[DONE]":
+                source.finish()
+                yield from reader.finish()
+                return True
+            yield from reader.feed(event)
+        events = batches.next(reader.finished)
+    if not reader.finished:
+        return False
+    source.finish()
+    yield from reader.finish()
+    return True
+
+
+def _joined(source: Source, reader: Reader[bytes], batches: "_Batches") -> Generator[bytes, None, bool]:
+    """The same, but all that one read completes is one item, so that it leaves in one write."""
+    events = batches.next(False)
+    while events is not None:
+        out: List[bytes] = []
+        try:
+            for event in events:
+                if type(event) is bytes:
+                    out.append(event)
+                elif event.data == "[DONE]":
+                    source.finish()
+                    out.extend(reader.finish())
+                    yield b"".join(out)
+                    return True
+                else:
+                    out.extend(reader.feed(event))
+        except BridgeError:
+            if out:
+                yield b"".join(out)
+            raise
+        if out:
+            yield b"".join(out)
+        events = batches.next(reader.finished)
+    if not reader.finished:
+        return False
+    source.finish()
+    yield from reader.finish()
+    return True
+
+
 def _incomplete(message: str, reader: Reader[Any], source: Source) -> IncompleteStreamError:
     return IncompleteStreamError(message, partial=reader.partial(), request_id=source.request_id, url=source.url)
 
@@ -163,17 +205,21 @@ def _incomplete(message: str, reader: Reader[Any], source: Source) -> Incomplete
 class _Batches:
     """The events of a source, as many at a time as one read completes, within the time limits."""
 
-    def __init__(self, source: Source, limits: Limits) -> None:
+    def __init__(self, source: Source, limits: Limits, passes: Optional[Callable[[bytes], int]] = None) -> None:
         self._source = source
         self._limits = limits
+        self._passes = passes  # how much of a block that begins with an event may go on as it is
         self._decoder = EventDecoder()
         self._limit: Optional[float] = None
         self._on_socket: Optional[float] = None
         self._seen = False
         self._since = 0.0
 
-    def next(self, finished: bool) -> Optional[List[Event]]:
-        """Return the next events, or ``None`` at the end of the body, or of the patience after the finish."""
+    def next(self, finished: bool) -> Optional[List[Any]]:
+        """Return the next events, and before them what passes unread, as bytes.
+
+        ``None`` is the end of the body, or of the patience after the finish.
+        """
         limits = self._limits
         self._limit = limits.grace if finished else limits.idle if self._seen else limits.first
         self._since = time.monotonic()  # what the caller does between two items is no silence of the server
@@ -183,7 +229,7 @@ class _Batches:
                 chunk = self._source.read()
                 if not chunk:
                     return None
-                events = self._decoder.feed(chunk)
+                events = self._events(chunk)
                 if events:
                     self._seen = True
                     return events
@@ -198,6 +244,15 @@ class _Batches:
             if finished:
                 return None
             raise
+
+    def _events(self, chunk: bytes) -> List[Any]:
+        decoder = self._decoder
+        if self._passes is not None and decoder.stands_aside(chunk):
+            end = self._passes(chunk)
+            if end:
+                rest = chunk[end:]
+                return [chunk[:end], *decoder.feed(rest)] if rest else [chunk]
+        return decoder.feed(chunk)
 
     def _set_timeout(self, seconds: Optional[float]) -> None:
         if seconds != self._on_socket:
