@@ -365,6 +365,45 @@ def test_a_wrong_extra_header_is_the_clients_fault(echo: EchoServer) -> None:
     with gateway(echo) as address:
         answer = ask(address, "POST", CHAT, chat("x"), {"x-bf-eh-upgrade": "h2c", "x-bf-eh-x-ok": "1"})
         assert answer.status == 200 and "upgrade" not in echo.requests[-1].headers
+        twice = ask(address, "POST", CHAT, chat("x"), {"X-Session-ID": "1", "x-bf-eh-x-session-id": "2"})
+        assert twice.status == 400 and "x-session-id" in twice.error["message"]
+
+
+def test_a_compressed_body_is_refused(app: Gateway) -> None:
+    answer = call(app, CONTENT_LENGTH="2", HTTP_CONTENT_ENCODING="gzip", **{"wsgi.input": io.BytesIO(b"{}")})
+    assert (answer.status, answer.error["code"]) == (415, "unsupported_encoding")
+
+
+def test_a_models_name_beyond_ascii() -> None:
+    with EchoServer(models=("模型/ä",)) as echo, gateway(echo) as address:
+        answer = ask(address, "GET", "/v1/models/%E6%A8%A1%E5%9E%8B/%C3%A4")
+        assert answer.json["id"] == "vllm/模型/ä"
+        assert ask(address, "GET", "/v1/models/%FF%FE").status == 404
+
+
+def test_a_responses_stream_that_has_ended_ends_but_once(echo: EchoServer) -> None:
+    """A connection that breaks after the last event is no failure."""
+    done = b'event: response.completed\ndata: {"type":"response.completed","response":{"usage":null}}\n\n'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with stub(head + b"%x\r\n%b\r\n" % (len(done), done)) as url:
+        with gateway(provider={"keys": [{"url": url}], "native_responses": True}) as address:
+            answer = ask(address, "POST", "/v1/responses", {"model": "m", "input": "x", "stream": True})
+            assert answer.body.count(b"event: ") == 1 and b"response.completed" in answer.body
+
+
+def test_headers_of_a_server_that_its_client_gets_to_see() -> None:
+    headers = (b"X-Request-Id: theirs\r\nServer: uvicorn\r\nSet-Cookie: a=b\r\nAccess-Control-Allow-Origin: *\r\n"
+               b"endpoint-load-metrics: JSON {}\r\n")
+    body = b'{"object": "chat.completion", "choices": []}'
+    with stub(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n%b"
+              % (headers, len(body), body)) as url:
+        with gateway(provider={"keys": [{"url": url}]}) as address:
+            answer = ask(address, "POST", CHAT, chat("x"), {"X-Request-Id": "mine"})
+            assert answer.body == body
+            assert answer.headers["endpoint-load-metrics"] == "JSON {}"
+            assert answer.headers["x-request-id"] == "mine"
+            for name in ("server", "set-cookie", "access-control-allow-origin"):
+                assert name not in answer.headers
 
 
 # ---------------------------------------------------------------- called directly

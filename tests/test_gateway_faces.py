@@ -315,6 +315,16 @@ def test_a_client_that_leaves_ends_the_generation_before_its_first_byte(
     assert time.monotonic() - left < LONG / 3  # far below what the server would have taken
 
 
+def test_a_body_in_chunks(gateway: Address, echo: EchoServer) -> None:
+    body = json.dumps(chat("Hello")).encode()
+    connection = http.client.HTTPConnection(*gateway, timeout=LONG)
+    connection.request("POST", "/v1/chat/completions", iter([body[:10], body[10:]]),
+                       {"Content-Type": "application/json"}, encode_chunked=True)
+    response = connection.getresponse()
+    assert json.loads(response.read())["choices"][0]["message"]["content"] == "You said: Hello"
+    connection.close()
+
+
 # ---------------------------------------------------------------- headers
 
 

@@ -50,7 +50,9 @@ class Request:
     def __init__(self, environ: Dict[str, Any]) -> None:
         self.environ = environ
         self.method: str = environ["REQUEST_METHOD"]
-        self.path: str = environ.get("PATH_INFO") or "/"
+        path: str = environ.get("PATH_INFO") or "/"
+        # WSGI hands bytes over as Latin-1 (PEP 3333).
+        self.path = path if path.isascii() else path.encode("latin-1").decode("utf-8", "replace")
         given = environ.get("HTTP_X_REQUEST_ID")
         self.id: str = given if given is not None and _ID.match(given) else os.urandom(16).hex()
         self.started = time.monotonic()
@@ -103,18 +105,21 @@ class Request:
 
     def blocks(self, most: int) -> Iterator[bytes]:
         """Read the body piece by piece; an announced length over `most` is refused at once."""
+        coding = self.environ.get("HTTP_CONTENT_ENCODING", "identity")
+        if coding.lower() not in ("", "identity"):
+            raise _error(415, "unsupported_encoding", "the request body is compressed (%.40s); send it plain" % coding)
         source = self.environ["wsgi.input"]
-        left = content_length(self.environ)
+        left = _content_length(self.environ)
         if left is None:
             if self.environ.get("wsgi.input_terminated"):  # elsewhere there is no end to find
                 yield from _chunked(source, most)
             return
         if left > most:
-            raise too_long(most)
+            raise _too_long(most)
         while left > 0:
             block = source.read(min(left, _BLOCK))
             if not block:
-                raise invalid("the body ended before its Content-Length")
+                raise _invalid("the body ended before its Content-Length")
             left -= len(block)
             yield block
 
@@ -122,27 +127,27 @@ class Request:
         """Return the body's JSON object; raises `BadRequestError`."""
         data = self.body(most)
         if not data:
-            raise invalid("the body is empty")
+            raise _invalid("the body is empty")
         try:
             body = json.loads(data)
         except RecursionError:
-            raise invalid("the JSON is nested too deeply") from None
+            raise _invalid("the JSON is nested too deeply") from None
         except UnicodeDecodeError as error:
-            raise invalid("the body is not UTF-8 (byte %d)" % error.start) from None
+            raise _invalid("the body is not UTF-8 (byte %d)" % error.start) from None
         except ValueError as error:
-            raise invalid("the body is not JSON: %s" % error) from None
+            raise _invalid("the body is not JSON: %s" % error) from None
         if not isinstance(body, dict):
-            raise invalid("the body must be a JSON object")
+            raise _invalid("the body must be a JSON object")
         return body
 
 
-def content_length(environ: Mapping[str, Any]) -> Optional[int]:
+def _content_length(environ: Mapping[str, Any]) -> Optional[int]:
     """Return the announced length of the body, ``None`` for a body in chunks or without one."""
     text = environ.get("CONTENT_LENGTH")
     if not text:
         return None
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise invalid("Content-Length is no number")
+        raise _invalid("Content-Length is no number")
     return int(text)
 
 
@@ -151,18 +156,18 @@ def _chunked(source: Any, most: int) -> Iterator[bytes]:
     for block in iter(lambda: source.read(_BLOCK), b""):
         size += len(block)
         if size > most:
-            raise too_long(most)
+            raise _too_long(most)
         yield block
 
 
-def invalid(reason: str) -> BadRequestError:
-    """Return the error for a body that cannot be read (SPEC §10)."""
+def _invalid(reason: str) -> BadRequestError:
     return BadRequestError("invalid request format: %s" % reason, type="invalid_request_error")
 
 
-def too_long(most: int) -> APIStatusError:
-    """Return the error for a body over the limit."""
-    return APIStatusError(
-        "the request body is longer than the %d bytes that this server accepts" % most,
-        type="invalid_request_error", code="request_too_large", status_code=413,
-    )
+def _too_long(most: int) -> APIStatusError:
+    message = "the request body is longer than the %d bytes that this server accepts" % most
+    return _error(413, "request_too_large", message)
+
+
+def _error(status: int, code: str, message: str) -> APIStatusError:
+    return APIStatusError(message, type="invalid_request_error", code=code, status_code=status)
