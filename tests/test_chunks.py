@@ -260,8 +260,11 @@ def test_recorded_streams(name):
 def test_a_long_transcription():
     transcript = wire.load("audio_65s_stream")
     reader = TranscriptionReader()
-    items = [item for sent in transcript.payloads for item in reader.feed(event(sent))]
-    assert not reader.finished  # a finish reason ends a segment: three of them here
+    items = []
+    for sent in transcript.payloads:
+        assert not reader.finished  # a finish reason ends a segment: three of them here
+        items.extend(reader.feed(event(sent)))
+    assert reader.finished is (not transcript.payloads[-1]["choices"])  # the usage chunk comes last
     text = "".join(choice["delta"].get("content") or "" for sent in transcript.payloads for choice in sent["choices"])
     assert reader.partial() == {"text": text} and reader.partial().text == text
     [last] = reader.finish()

@@ -102,6 +102,8 @@ class ChunkReader(Generic[R]):
         choices = payload.get("choices")
         if not choices:
             return self._without_choices(payload)
+        if type(choices) is not list:
+            raise ResponseDecodeError("an event of the stream has choices that are no list", payload=payload)
         self.adapt(payload, data)
         finishes = False
         for choice in choices:
@@ -235,7 +237,8 @@ class ResponsesReader:
 class TranscriptionReader:
     """The events of ``transcription_stream``: deltas, then one ``transcript.text.done``.
 
-    A finish reason ends one audio segment of 30 s, not the stream (audio_65s_stream), so only the end mark counts.
+    A finish reason ends one audio segment of 30 s, not the stream (audio_65s_stream). The end mark, the usage chunk, or
+    the done event of a server that speaks OpenAI's way does.
     """
 
     def __init__(self) -> None:
@@ -246,7 +249,9 @@ class TranscriptionReader:
         """Return the events that go out now; raise an error that the server reports inside the stream."""
         if not event.data:
             return ()
-        return [TranscriptionEvent(item) for item in self._events.feed(payload_of(event))]
+        items = [TranscriptionEvent(item) for item in self._events.feed(payload_of(event))]
+        self.finished = self._events.ended
+        return items
 
     def finish(self) -> Sequence[TranscriptionEvent]:
         """Return the closing event."""

@@ -320,6 +320,8 @@ class BaseOpenAIProvider:
         config = self.config
         if config.send_back_raw_request or config.send_back_raw_response:
             extra = record.setdefault("extra_fields", {})
+            if not isinstance(extra, dict):
+                return record  # the server has a field of that name itself
             if config.send_back_raw_request:
                 extra["raw_request"] = body
             if config.send_back_raw_response:
