@@ -81,25 +81,47 @@ def test_ids_are_replaced():
         "path": "/v1/responses/resp_bb", "body": {"previous_response_id": "resp_bb"}}
 
 
+def a_record(*frames, **fields):
+    return dict({"status_line": "HTTP/1.1 200 OK", "end": "x", "headers": [["date", "Mon"], ["server", "uvicorn"]],
+                 "request": {"body": {"temperature": 0}}, "frames": list(frames)}, **fields)
+
+
 def test_what_is_new_every_time_is_no_difference():
-    old = {"status_line": "HTTP/1.1 200 OK", "end": "x", "headers": [["date", "Mon"], ["server", "uvicorn"]],
-           "frames": ['{"id":"chatcmpl-b70576cb085e6be3","created":1,"score":0.97931,"text":"a"}']}
-    new = {"status_line": "HTTP/1.1 200 OK", "end": "x", "headers": [["date", "Tue"], ["server", "uvicorn"]],
-           "frames": ['{"id":"chatcmpl-0123456789abcdef","created":2,"score":0.97932,"text":"a"}']}
-    assert list(transcripts.differing(transcripts.meaning(old), transcripts.meaning(new))) == []
+    old = a_record('{"id":"chatcmpl-b70576cb085e6be3","created":1,"score":0.97931,"text":"a"}')
+    new = a_record('{"id":"chatcmpl-0123456789abcdef","created":2,"score":0.97932,"text":"a"}',
+                   headers=[["date", "Tue"], ["server", "uvicorn"]])
+    assert transcripts.changes(old, new) == []
     new["frames"] = [new["frames"][0].replace('"a"', '"b"').replace('"score"', '"mark"')]
-    assert list(transcripts.differing(transcripts.meaning(old), transcripts.meaning(new))) == [
-        ".body.mark is new: 0.98", ".body.score is gone", '.body.text was "a" and is "b"']
+    assert transcripts.changes(old, new) == [
+        ".body.mark is new: 0.97932", ".body.score is gone", '.body.text was "a" and is "b"']
+    assert transcripts.changes(old, dict(old, end="y")) == ['.end was "x" and is "y"']
+    assert transcripts.changes(old, dict(old, headers=[])) == [".headers.server is gone"]
+    assert transcripts.changes(old, a_record(old["frames"][0].replace("0.97931", "0.5")))
+
+
+def test_words_by_chance_are_no_difference():
+    old = a_record('{"text":"a","kind":"x"}', request={"body": {"temperature": 1}})
+    assert transcripts.changes(old, dict(old, frames=['{"text":"b","kind":"x"}'])) == []
+    assert transcripts.changes(old, dict(old, frames=['{"text":"a","kind":"y"}'])) == ['.body.kind was "x" and is "y"']
 
 
 def test_how_tokens_fall_into_chunks_is_no_difference():
     def events(*texts):
         frames = ['data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % text for text in texts]
-        return {"status_line": "HTTP/1.1 200 OK", "end": "x", "headers": [], "frames": frames + ["data: [DONE]\n\n"]}
-    one, other = transcripts.meaning(events("Hel", "lo")), transcripts.meaning(events("H", "ell", "o"))
-    assert one == other
-    assert list(transcripts.differing(one, transcripts.meaning(events("Help"))))
-    assert list(transcripts.differing(one, transcripts.meaning({**events("Hello"), "end": "y"})))
+        end = 'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+        return a_record(*(frames + [end, "data: [DONE]\n\n"]))
+    joined = a_record('data: {"choices":[{"index":0,"delta":{"content":"Hello"},"finish_reason":"stop"}]}\n\n',
+                      "data: [DONE]\n\n")
+    assert transcripts.changes(events("Hel", "lo"), events("H", "ell", "o")) == []
+    assert transcripts.changes(events("Hel", "lo"), joined) == []
+    assert transcripts.changes(events("Hello"), events("Help"))
+    assert transcripts.changes(joined, a_record(joined["frames"][0].replace("stop", "length"), "data: [DONE]\n\n"))
+    assert transcripts.changes(joined, a_record(joined["frames"][0]))
+
+
+def test_every_transcript_says_what_it_says():
+    for name, record_ in FOUND.items():
+        assert transcripts.changes(record_, record_) == [], name
 
 
 # ---------------------------------------------------------------- the recorder's socket

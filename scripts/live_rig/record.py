@@ -40,8 +40,9 @@ class Tally:
     """What came of a run."""
 
     def __init__(self) -> None:
-        self.same = 0
-        self.written: List[str] = []
+        self.replayed = 0
+        self.changed = 0
+        self.written = 0
         self.left: Dict[str, List[str]] = {}
 
 
@@ -72,7 +73,7 @@ def record_one(server: Server, version: str, name: str, old: Dict[str, Any], ids
     return new
 
 
-def record_plan(server: Server, names: Sequence[str], found: Dict[str, Dict[str, Any]], check: bool,
+def record_plan(server: Server, names: Sequence[str], found: Dict[str, Dict[str, Any]], args: argparse.Namespace,
                 tally: Tally) -> None:
     """Replay every transcript of one server and write those that say something else than before."""
     version = str(get_json(server.url, "/version", server.state["key"])["version"])
@@ -80,17 +81,17 @@ def record_plan(server: Server, names: Sequence[str], found: Dict[str, Dict[str,
     for name in names:
         old = found[name]
         new = record_one(server, version, name, old, ids)
-        target = folder_of(version) / (name + ".json")
-        changes = list(transcripts.differing(transcripts.meaning(old), transcripts.meaning(new)))
-        if not changes and (target.exists() or check):
-            tally.same += 1
-            continue
+        target = (args.into or folder_of(version)) / (name + ".json")
+        changes = transcripts.changes(old, new)
         for change in changes[:3]:
             say("%s: %s" % (name, change))
-        tally.written.append(name)
-        if not check:
-            target.parent.mkdir(exist_ok=True)
+        if changes:
+            tally.changed += 1
+        if (changes or not target.exists()) and not args.check:
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(transcripts.dumped(new), encoding="utf-8")
+            tally.written += 1
+        tally.replayed += 1
 
 
 def pairs(plans: Dict[str, List[str]]) -> List[Tuple[str, ...]]:
@@ -106,22 +107,24 @@ def run(args: argparse.Namespace) -> int:
     if not plans:
         raise RuntimeError("no transcript that can be recorded is called %s" % " or ".join(args.names))
     python = environment.server_python()
+    folder = run_folder()
     for pair in pairs(plans):
-        servers = [Server.planned(name, python, run_folder()) for name in pair]
+        servers = [Server.planned(name, python, folder) for name in pair]
         try:
             for server in servers:
                 server.start()
             wait_until_ready(servers)
             for server in servers:
                 say("%s: %d transcripts" % (server.name, len(plans[server.name])))
-                record_plan(server, plans[server.name], found, args.check, tally)
+                record_plan(server, plans[server.name], found, args, tally)
         finally:
             for server in servers:
                 server.stop()
     for why, names in sorted(tally.left.items()):
         say("not recorded, because %s: %s" % (why, ", ".join(names)))
-    say("%d say the same, %d %s" % (tally.same, len(tally.written), "differ" if args.check else "written"))
-    return 1 if args.check and tally.written else 0
+    say("%d recorded: %d say something else than before, %d files written" % (
+        tally.replayed, tally.changed, tally.written))
+    return 1 if args.check and tally.changed else 0
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -132,6 +135,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                "needs. Exit code 77: vLLM cannot be installed here.")
     parser.add_argument("names", nargs="*", help="only transcripts whose names begin so")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something differs")
+    parser.add_argument("--into", type=pathlib.Path, metavar="FOLDER", help="write there instead of tests/data")
     args = parser.parse_args(argv)
     stop_on_signals()
     try:

@@ -38,6 +38,9 @@ IDS = re.compile(r"\b((?:[a-z]+-)*[a-z]+[-_])(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[
 BARE_ID = re.compile(r"\b[0-9a-f]{32}\b|\b[0-9a-f]{16}\b")
 BUILD = re.compile(r"(vllm-[0-9.]+)-[0-9a-f]{8}\b")
 TEXTS = ("content", "reasoning", "text", "arguments", "delta")
+UNEVEN = {"logprobs", "token_ids", "usage", "sequence_number"}       # of one event: they follow how tokens fall
+COUNTS = ("completion_tokens", "total_tokens", "output_tokens", "tokens", "token_ids", "logprobs", "finish_reason")
+PORT = re.compile(r"127\.0\.0\.1:[0-9]+")
 BOUNDARY = re.compile(r"boundary=(\S+)")
 
 
@@ -141,62 +144,64 @@ def dumped(record: Dict[str, Any]) -> str:
 
 
 def masked(value: Any, key: str = "") -> Any:
-    """Replace what is new in every run (ids, times, the last digits) so that the rest can be compared."""
+    """Replace what is new in every run (ids, times, ports) so that the rest can be compared."""
     if key in VOLATILE_KEYS:
         return "*"
     if isinstance(value, dict):
         return {name: masked(part, name) for name, part in value.items()}
     if isinstance(value, list):
         return [masked(part, key) for part in value]
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, float):
-        return round(value, 2) + 0.0
     if isinstance(value, str):
-        return BUILD.sub(r"\1-*", BARE_ID.sub("*", IDS.sub(r"\1*", value)))
+        return PORT.sub("127.0.0.1:*", BUILD.sub(r"\1-*", BARE_ID.sub("*", IDS.sub(r"\1*", value))))
     return value
 
 
-def without_texts(value: Any, texts: List[str]) -> Any:
-    """Copy an event with its pieces of text taken out into a list."""
+def leaves(value: Any, path: str = "") -> Iterator[Tuple[str, Any]]:
+    """Walk through an event: the path of each value, a choice or a call named by its own index."""
     if isinstance(value, dict):
-        copy = {}
         for name, part in value.items():
-            if name in TEXTS and isinstance(part, str):
-                texts.append(part)
-                copy[name] = ""
-            elif name not in ("logprobs", "token_ids", "usage", "sequence_number"):
-                copy[name] = without_texts(part, texts)
-        return copy
-    if isinstance(value, list):
-        return [without_texts(part, texts) for part in value]
-    return value
+            if name not in UNEVEN:
+                yield from leaves(part, "%s.%s" % (path, name))
+    elif isinstance(value, list):
+        for place, part in enumerate(value):
+            index = part.get("index", place) if isinstance(part, dict) else place
+            yield from leaves(part, "%s[%s]" % (path, index))
+    else:
+        yield path, value
 
 
-def folded(events: List[Any]) -> List[Any]:
-    """Join neighbouring events that differ in their texts alone: how many tokens an event holds is chance."""
-    out: List[Any] = []
-    last: Any = None
+def stream_meaning(events: List[Any]) -> Dict[str, Any]:
+    """Put a stream together: how many tokens an event holds, and which event ends it, is chance.
+
+    Gives the texts of each path joined, of each other path the values that it had, and the last usage.
+    """
+    out: Dict[str, Any] = {}
     for event in events:
-        texts: List[str] = []
-        shape = without_texts(event, texts)
-        if last is not None and shape == last[0] and len(texts) == len(last[1]):
-            last[1][:] = [before + more for before, more in zip(last[1], texts)]
-        else:
-            last = (shape, texts)
-            out.append(last)
-    return [list(entry) for entry in out]
+        for path, value in leaves(event):
+            if path.rsplit(".", 1)[-1] in TEXTS and isinstance(value, str):
+                out[path + " joined"] = out.get(path + " joined", "") + value
+            elif value not in out.setdefault(path, []):
+                out[path].append(value)
+        if isinstance(event, dict) and event.get("usage"):
+            out["usage"] = event["usage"]
+    return out
+
+
+def is_sampled(record: Dict[str, Any]) -> bool:
+    """Tell whether the words of a reply were drawn by chance."""
+    body = record["request"]["body"]
+    return isinstance(body, dict) and "multipart_fields" not in body and body.get("temperature") not in (0, "0")
 
 
 def meaning(record: Dict[str, Any]) -> Dict[str, Any]:
     """Reduce a transcript to what should be the same whenever it is recorded."""
     body = "".join(record["frames"])
-    headers = sorted([name.lower(), masked(value)] for name, value in record["headers"] or []
-                     if name.lower() not in VOLATILE_HEADERS)
+    headers = {name.lower(): masked(value) for name, value in record["headers"] or []
+               if name.lower() not in VOLATILE_HEADERS}
     parsed: Any
     if re.search(r"^data:", body, re.M):
         lines = [line[5:].strip() for line in body.split("\n") if line.startswith("data:")]
-        parsed = folded([masked(json.loads(line)) if line.startswith("{") else line for line in lines])
+        parsed = stream_meaning([masked(json.loads(line)) if line.startswith("{") else line for line in lines])
     else:
         try:
             parsed = masked(json.loads(body))
@@ -205,8 +210,11 @@ def meaning(record: Dict[str, Any]) -> Dict[str, Any]:
     return {"status": record["status_line"], "headers": headers, "end": record["end"], "body": parsed}
 
 
-def differing(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """Name the places where two meanings differ."""
+def differing(old: Any, new: Any, path: str = "", sampled: bool = False) -> Iterator[str]:
+    """Name the places where two meanings differ; of sampled replies the words and their counts are not compared."""
+    name = path.rsplit(".", 1)[-1].split(" ")[0]
+    if sampled and name in TEXTS + COUNTS:
+        return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(set(old) | set(new)):
             if key not in new:
@@ -214,9 +222,17 @@ def differing(old: Any, new: Any, path: str = "") -> Iterator[str]:
             elif key not in old:
                 yield "%s.%s is new: %s" % (path, key, json.dumps(new[key])[:80])
             else:
-                yield from differing(old[key], new[key], "%s.%s" % (path, key))
+                yield from differing(old[key], new[key], "%s.%s" % (path, key), sampled)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for place, (one, other) in enumerate(zip(old, new)):
-            yield from differing(one, other, "%s[%d]" % (path, place))
+            yield from differing(one, other, "%s[%d]" % (path, place), sampled)
+    elif isinstance(old, float) and isinstance(new, (int, float)):
+        if abs(old - new) > 0.05 * max(1.0, abs(old)):      # the last digits depend on threads and batches
+            yield "%s was %r and is %r" % (path, old, new)
     elif old != new:
         yield "%s was %s and is %s" % (path, json.dumps(old)[:120], json.dumps(new)[:120])
+
+
+def changes(old: Dict[str, Any], new: Dict[str, Any]) -> List[str]:
+    """List what a new recording says differently."""
+    return list(differing(meaning(old), meaning(new), sampled=is_sampled(old)))
