@@ -154,6 +154,8 @@ class VLLMProvider(BaseOpenAIProvider):
         """Say what a bare 404 means: the route is missing because no model of the server offers the operation."""
         if not isinstance(error, NotFoundError) or error.payload != {"detail": "Not Found"}:
             return error
+        if operation == "responses" and self.config.native_responses == "auto":
+            return error  # which goes over chat then
         error.message = "this server does not offer %s (POST %s is not there)" % (operation, PATHS[operation])
         models = self._models_at(error.url)
         if models:
