@@ -94,9 +94,10 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("port", _port, 8080, "PORT", "port to listen on; 0 takes a free one (default: 8080)"),
     Setting("upstream", _text, (), "URL", "a vLLM server; may be given several times (default: http://localhost:8000)",
             many=True),
-    Setting("upstream_key", _text, None, "KEY", "API key for the servers given by --upstream", secret=True),
-    Setting("api_key", _text, (), "KEY", "API key that clients must send; may be given several times", many=True,
-            secret=True),
+    Setting("upstream_key", _text, None, "KEY", "API key for the servers given by --upstream; the process list shows "
+            "it, the environment (VLLM_BRIDGE_UPSTREAM_KEY) and the config file do not", secret=True),
+    Setting("api_key", _text, (), "KEY", "API key that clients must send; may be given several times; the process "
+            "list shows it, --api-key-file and the environment (VLLM_BRIDGE_API_KEY) do not", many=True, secret=True),
     Setting("api_key_file", _text, None, "FILE", "file with such keys, one a line"),
     Setting("timeout", _positive, None, "SECONDS", "longest silence of a server before its answer (default: 300)"),
     Setting("stream_idle_timeout", _positive, None, "SECONDS", "longest silence within a stream (default: 120)"),
