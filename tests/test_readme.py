@@ -206,6 +206,7 @@ def check_server(block: Block, stage: Stage) -> None:
     if re.match("gunicorn|waitress", command):
         module = "gunicorn" if command.startswith("gunicorn") else "waitress"
         pytest.importorskip(module)
+        command = command.replace(":8080", ":0")
     elif "--port" in command:
         command = re.sub(r"--port \d+", "--port 0", command)
     else:
