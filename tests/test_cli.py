@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import runpy
 import select
 import subprocess
 import sys
@@ -535,6 +536,13 @@ def until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def test_python_m_is_the_same_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["vllm_bridge", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("vllm_bridge", run_name="__main__")
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("vllm-bridge ")
 
 
 def test_a_closed_pipe_ends_quietly_and_stops_the_generation(echo: EchoServer) -> None:
