@@ -176,8 +176,9 @@ def install_vllm(base: str, folder: pathlib.Path, log: pathlib.Path) -> None:
 
 
 def ready(folder: pathlib.Path) -> bool:
-    """Tell whether an environment was finished."""
-    return (folder / "ready").exists()
+    """Tell whether an environment was finished and its Python still runs."""
+    python = folder / "bin" / "python"
+    return (folder / "ready").exists() and python.exists() and subprocess.call([str(python), "-c", ""]) == 0
 
 
 def server_python() -> str:

@@ -23,6 +23,7 @@ from .servers import PLANS, Server, wait_until_ready
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMPOSSIBLE = 77
+LONGEST_PHASE = 1800
 # Two at a time: two cores and 8 GB carry no more.
 PHASES: List[Tuple[str, ...]] = [("chat", "guarded"), ("embed", "rerank"), ("whisper",)]
 FATAL = "test_faults.py"
@@ -62,14 +63,13 @@ def run_folder() -> pathlib.Path:
     return folder
 
 
-def stop_kept() -> int:
+def stop_kept() -> None:
     """Stop every server that an earlier run left."""
     for file in (environment.cache() / "runs").glob("*/*.json"):
         server = Server.load(file)
         if server.members():
             server.stop()
             say("stopped %s on %s" % (server.name, server.url))
-    return 0
 
 
 def described(server: Server) -> Dict[str, Any]:
@@ -102,9 +102,12 @@ def discover(url: str, key: Optional[str]) -> Dict[str, Any]:
         url = url[:-3]
     try:
         first = get_json(url, "/v1/models", key)["data"][0]
-        paths = get_json(url, "/openapi.json", key)["paths"]
     except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError) as failure:
         raise RuntimeError("no vLLM at %s: %s" % (url, failure))
+    try:
+        paths = get_json(url, "/openapi.json", key)["paths"]
+    except RuntimeError:
+        paths = []                             # --disable-fastapi-docs hides the routes
     role = next((name for name, path in ROUTES.items() if path in paths), "chat")
     # The tiny models' folders are named after them, so a kept server is known again.
     scripted = os.path.basename(str(first.get("root"))).startswith("model-" + role)
@@ -123,7 +126,20 @@ def pytest(found: Dict[str, Any], arguments: Sequence[str], without: Sequence[st
     env.pop("VLLM_API_KEY", None)
     command = [environment.client_python(), "-m", "pytest", "-q", "-rs", "--durations=5", "-p", "no:cacheprovider"]
     targets = [str(ROOT / "tests" / "live" / name) for name in files]
-    return subprocess.call(command + list(arguments) + targets, cwd=str(ROOT), env=env)
+    process = subprocess.Popen(command + list(arguments) + targets, cwd=str(ROOT), env=env)
+    try:
+        return process.wait(timeout=LONGEST_PHASE)
+    except subprocess.TimeoutExpired:
+        say("the tests have not ended after %d s" % LONGEST_PHASE)
+        return 1
+    finally:
+        if process.poll() is None:
+            process.terminate()                # pytest stops the gateways that it started
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def run_phase(names: Sequence[str], python: str, arguments: Sequence[str], keep: bool) -> int:
@@ -173,6 +189,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true",
                         help="leave the servers running and print their URLs (at most two; default chat,guarded)")
     parser.add_argument("--stop", action="store_true", help="stop what an earlier --keep left")
+    parser.add_argument("--clean", action="store_true", help="stop the servers and remove everything that is kept")
     parser.add_argument("--prepare", action="store_true", help="only make the environments")
     parser.add_argument("pytest", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -189,8 +206,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Do what was asked; the first failing phase does not stop the others."""
-    if args.stop:
-        return stop_kept()
+    if args.stop or args.clean:
+        stop_kept()
+        if args.clean:
+            shutil.rmtree(str(environment.cache()), ignore_errors=True)
+            say("removed %s" % environment.cache())
+        return 0
     base = os.environ.get("VLLM_BASE_URL")
     if base:
         return pytest(discover(base, os.environ.get("VLLM_API_KEY")), args.pytest)

@@ -87,7 +87,7 @@ def record_plan(server: Server, names: Sequence[str], found: Dict[str, Dict[str,
             say("%s: %s" % (name, change))
         if changes:
             tally.changed += 1
-        if (changes or not target.exists()) and not args.check:
+        if (changes or not target.exists()) and (args.into or not args.check):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(transcripts.dumped(new), encoding="utf-8")
             tally.written += 1

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from . import environment, weights
 
-READY_SECONDS = 420.0
+READY_SECONDS = 900.0             # 60 s on idle cores; the wait ends early if the process does
 KEY = "sekret"
 TOOLS = ["--max-model-len", "1024", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 POOLING = ["--runner", "pooling", "--max-model-len", "128"]
