@@ -225,11 +225,13 @@ def test_serve_in_this_process(log_format: str) -> None:
     user = threading.Thread(target=use)
     with EchoServer(models=models) as many:
         user.start()
-        assert serve(read({"upstream": [many.url], "port": "0", "host": "0.0.0.0", "insecure": "true",
-                           "log_format": log_format}, {}), out, errors) == 0
+        settings = read({"upstream": [many.url, "http://127.0.0.1:9"], "port": "0", "host": "0.0.0.0",
+                         "insecure": "true", "log_format": log_format}, {})
+        assert serve(settings, out, errors) == 0
         user.join(LONG)
     assert [model["id"] for model in answers[0].json["data"]] == ["vllm/" + name for name in models]
     assert "m0, m1, m2, m3, m4, and 2 more" in out.getvalue()
+    assert "does not answer yet: cannot connect" in out.getvalue()
     if log_format == "text":
         assert "without an API key: everybody" in out.getvalue()
     else:
