@@ -39,7 +39,7 @@ class Exchange:
             self._connection = connection
             self._socket = sock
             cancelled = self.cancelled
-        if sock is not None:
+        if sock is not None and sock.gettimeout() != self.patience:
             # urllib3 leaves the connect timeout on it, or that of the previous reply: too little to send a long body.
             sock.settimeout(self.patience)
         if cancelled is not None:

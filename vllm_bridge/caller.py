@@ -1,6 +1,6 @@
 """One operation carried out: a key chosen, the request sent, and sent again elsewhere where that is safe."""
 
-import os
+import random
 import time
 from typing import Any, Callable, Dict, FrozenSet, NamedTuple, Optional, Tuple, TypeVar, Union
 
@@ -167,7 +167,7 @@ class Caller:
         if options.headers:
             headers = _overridden(headers, options.headers)
         if _REQUEST_ID not in headers:
-            headers[_REQUEST_ID] = os.urandom(16).hex()
+            headers[_REQUEST_ID] = "%032x" % random.getrandbits(128)
         if options.trace is not None:
             options.trace.request_id = headers[_REQUEST_ID]
         return Call(

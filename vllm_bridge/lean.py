@@ -5,21 +5,23 @@ TLS, proxies, bodies of unknown length, and everything while ``HTTPAdapter.send`
 library does. What http1.py is not sure of is refused.
 """
 
+import datetime
 import http.client
+import select
 import socket
 import threading
 import time
-from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Set, Tuple
 from urllib.parse import urlsplit
 
 import requests
 import requests.adapters
 from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers, select_proxy
 from urllib3.exceptions import ProtocolError
 from urllib3.response import HTTPResponse
-from urllib3.util import wait_for_read
 
 from .adapter import Exchange, current
 from .chunked import ChunkedDecoder, ChunkError
@@ -29,6 +31,7 @@ __all__ = ["LeanAdapter"]
 
 _BLOCK = 65536  # bytes read at a time, and up to which a body leaves with its head in one write
 _INTERIM = 16  # 1xx heads before the reply
+_NO_TIME = datetime.timedelta(0)
 _URLS = 256  # addresses taken apart and kept
 
 Timeout = Tuple[Optional[float], Optional[float]]
@@ -52,7 +55,7 @@ class _Connection(http.client.HTTPConnection):
         """Tell whether nothing speaks against another request; bytes that nobody asked for do, and so does the end."""
         if self.sock is None or time.monotonic() - self.idle_since > idle_limit:
             return False
-        return not wait_for_read(self.sock, timeout=0)
+        return not _readable(self.sock)
 
 
 class LeanAdapter(BaseAdapter):
@@ -83,24 +86,29 @@ class LeanAdapter(BaseAdapter):
         """Send a request and return its response with the body still to be read; raises what requests raises."""
         target = self._target(request.url or "")
         limits = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+        fields = list(request.headers.items())
+        names = {name.lower() for name, _ in fields}
         proxied = proxies and any(proxies.values()) and select_proxy(request.url or "", proxies)
-        if target is None or proxied or _is_replaced() or not _is_plain(request, limits):
+        if target is None or proxied or _is_replaced() or not _is_plain(request.body, names, limits):
+            request.headers = CaseInsensitiveDict(fields)
             return self._other.send(
                 request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
             )
+        if "host" not in names:
+            fields.insert(0, ("Host", target.host))
         try:
-            head = _head_of(request, target)
+            head = "%s %s HTTP/1.1\r\n%s\r\n" % (request.method, target.path, field_block(fields))
         except ValueError as error:
             raise requests.exceptions.InvalidHeader(str(error), request=request) from None
         exchange = current.exchange or Exchange(limits[1])
         connection = self._connected(target, limits, exchange, request)
         try:
-            body = _carry(connection, exchange, head, request)
+            body = _carry(connection, exchange, head.encode("latin-1"), request)
         except BaseException as error:
             connection.close()
             _raise_as_requests_does(error, request)
         body.on_release = self._give_back
-        response = _response_of(request, body)
+        response = _Response(request, body)
         response.connection = self  # type: ignore[assignment]
         if not stream:
             response.content
@@ -298,6 +306,41 @@ class _DecodedBody(HTTPResponse):
         self._body_below.release_conn()
 
 
+class _Response(requests.Response):
+    """A response whose parts that hardly anybody reads are made when somebody does."""
+
+    def __init__(self, request: requests.PreparedRequest, body: _Body) -> None:
+        self._content = False  # type: ignore[assignment]  # requests' own mark for "not read yet"
+        self._content_consumed = False
+        self._next = None
+        self.history = []
+        self.elapsed = _NO_TIME
+        self.status_code = body.status
+        self.reason = body.reason
+        self.url = request.url or ""
+        self.request = request
+        self.headers = headers = CaseInsensitiveDict(body.head.fields)
+        coding = headers.get("content-encoding", "identity")
+        self.raw = body if coding == "identity" else _DecodedBody(body, headers)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "cookies":
+            self.cookies = RequestsCookieJar()
+        elif name == "encoding":
+            self.encoding = get_encoding_from_headers(self.headers)
+        else:
+            raise AttributeError(name)
+        return self.__dict__[name]
+
+
+def _readable(sock: socket.socket) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([sock], [], [], 0)[0])  # pragma: no cover - Windows
+
+
 def _taken_apart(url: str) -> Optional[_Target]:
     try:
         parts = urlsplit(url)
@@ -321,21 +364,12 @@ def _is_replaced() -> bool:
     return getattr(HTTPAdapter.send, "__globals__", None) is not vars(requests.adapters)
 
 
-def _is_plain(request: requests.PreparedRequest, limits: Any) -> bool:
-    body = request.body
+def _is_plain(body: Any, names: Set[str], limits: Any) -> bool:
     if body is not None and type(body) is not bytes and not (hasattr(body, "read") and hasattr(body, "__len__")):
         return False
-    if "Transfer-Encoding" in request.headers or (body is not None and "Content-Length" not in request.headers):
+    if "transfer-encoding" in names or (body is not None and "content-length" not in names):
         return False
     return len(limits) == 2 and all(limit is None or isinstance(limit, (int, float)) for limit in limits)
-
-
-def _head_of(request: requests.PreparedRequest, target: _Target) -> bytes:
-    """Return the request's head; raises ValueError for a header that cannot be sent."""
-    fields = list(request.headers.items())
-    if "Host" not in request.headers:
-        fields.insert(0, ("Host", target.host))
-    return ("%s %s HTTP/1.1\r\n%s\r\n" % (request.method, target.path, field_block(fields))).encode("latin-1")
 
 
 def _carry(
@@ -409,20 +443,6 @@ def _collected(sock: socket.socket, data: bytes) -> Tuple[bytes, int]:
                 raise ConnectionResetError("the server closed the connection without a reply")
             raise ProtocolError("the connection ended inside the head of the reply")
         buffer += data
-
-
-def _response_of(request: requests.PreparedRequest, body: _Body) -> requests.Response:
-    response = requests.Response()
-    response.status_code = body.status
-    response.reason = body.reason
-    response.url = request.url or ""
-    response.request = request
-    response.headers = headers = CaseInsensitiveDict(body.head.fields)
-    response.encoding = get_encoding_from_headers(headers)
-    coding = headers.get("content-encoding", "identity")
-    raw: Union[_Body, HTTPResponse] = body if coding == "identity" else _DecodedBody(body, headers)
-    response.raw = raw
-    return response
 
 
 def _raise_as_requests_does(error: BaseException, request: requests.PreparedRequest) -> NoReturn:

@@ -116,7 +116,8 @@ class BaseOpenAIProvider:
         `headers`: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a
         `Trace` to fill in.
         """
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
         other._options = self._changed(**options)
         return other
 

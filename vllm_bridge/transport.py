@@ -49,6 +49,17 @@ _STALE_WITHIN = 1.0  # seconds after sending in which a hang-up means that the p
 class _Session(requests.Session):
     """A session that looks at no ``Location``: requests would read a redirect's whole body to see where it leads."""
 
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Send by the adapter alone where nothing else can happen: no hooks, redirects or cookies are in use here."""
+        adapter = self.get_adapter(request.url or "")
+        # Tracers put their own function in the place of Session.send.
+        seam = getattr(requests.Session.send, "__globals__", None)
+        if type(adapter) is LeanAdapter and seam is vars(requests.sessions):
+            del kwargs["allow_redirects"]
+            return adapter.send(request, **kwargs)
+        request.headers = CaseInsensitiveDict(request.headers)
+        return super().send(request, **kwargs)
+
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
@@ -173,12 +184,13 @@ class Transport:
         if template is None:
             template = requests.Request(call.method, call.url).prepare()
             self._templates[call.method, call.url] = template
-        prepared = template.copy()
-        headers: CaseInsensitiveDict[str] = CaseInsensitiveDict(call.headers)
+        prepared = requests.PreparedRequest.__new__(requests.PreparedRequest)
+        prepared.__dict__.update(template.__dict__)  # what copy() does, less its cookies and headers
+        headers = dict(call.headers)
         body = call.body
         if body is not None:
             headers["Content-Length"] = str(len(body))
-        prepared.headers = headers
+        prepared.headers = headers  # type: ignore[assignment]  # as requests wants them where it gets to see them
         prepared.body = body
         return prepared
 

@@ -8,6 +8,8 @@ from .record import decode
 
 __all__ = ["merged", "object_of", "to_json"]
 
+_to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # json.dumps makes one for each call
+
 
 def merged(wire: Mapping[str, Any]) -> Dict[str, Any]:
     """Return the body of an operation's keywords: no ``None``, ``extra_body`` and ``extra_params`` merged in.
@@ -54,7 +56,7 @@ def object_of(body: bytes, **fields: Any) -> Dict[str, Any]:
 def to_json(wire: Dict[str, Any]) -> bytes:
     """Return a request body as JSON, or raise `BadRequestError` naming the field that has no JSON form."""
     try:
-        return json.dumps(wire, separators=(",", ":"), allow_nan=False).encode("ascii")
+        return _to_text(wire).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
         reason = str(error)
     for name, value in wire.items():

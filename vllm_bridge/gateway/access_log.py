@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Any, Dict, TextIO
@@ -9,6 +10,8 @@ from typing import Any, Dict, TextIO
 __all__ = ["logger", "line", "set_up"]
 
 logger = logging.getLogger("vllm_bridge.access")
+
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]*\Z")  # printable ASCII without space, quote, = and backslash
 
 
 def line(entry: Dict[str, Any], log_format: str) -> str:
@@ -21,7 +24,7 @@ def line(entry: Dict[str, Any], log_format: str) -> str:
 def _shown(value: Any) -> str:
     if not isinstance(value, str):
         return str(value)
-    if value.isprintable() and value.isascii() and not any(char in ' "=\\' for char in value):
+    if _PLAIN.match(value) is not None:
         return value
     return json.dumps(value)
 

@@ -1,7 +1,7 @@
 """One request as the gateway sees it, from its WSGI environ to what is known of it at its end."""
 
 import json
-import os
+import random
 import re
 import time
 from typing import Any, Dict, Iterator, Mapping, Optional
@@ -54,7 +54,7 @@ class Request:
         # WSGI hands bytes over as Latin-1 (PEP 3333).
         self.path = path if path.isascii() else path.encode("latin-1").decode("utf-8", "replace")
         given = environ.get("HTTP_X_REQUEST_ID")
-        self.id: str = given if given is not None and _ID.match(given) else os.urandom(16).hex()
+        self.id: str = given if given is not None and _ID.match(given) else "%032x" % random.getrandbits(128)
         self.started = time.monotonic()
         self.operation = ""
         self.model: Optional[str] = None
