@@ -17,7 +17,7 @@ OK = ["request", answer(b"{}"), "again"]
 def session():
     with requests.Session() as session:
         session.trust_env = False
-        session.mount("http://", PoolAdapter(idle_limit=0.2))
+        session.mount("http://", PoolAdapter(idle_limit=4.0))
         yield session
 
 
@@ -28,12 +28,14 @@ def pair():
         yield ours, theirs
 
 
-def test_a_connection_is_used_again_until_it_was_idle_for_too_long(session):
+def test_a_connection_is_used_again_until_it_was_idle_for_too_long(session, monkeypatch):
+    clock, ahead = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + ahead[0])
     with Scripted(OK) as server:
         session.get(server.url)
         session.get(server.url)
         assert server.connections == 1
-        time.sleep(0.3)
+        ahead[0] += 4.1
         session.get(server.url)
         assert server.connections == 2
 

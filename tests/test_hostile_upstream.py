@@ -30,6 +30,7 @@ from vllm_bridge import (
     VLLMProvider,
     reply,
 )
+from vllm_bridge.stream import Limits
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 SILENCE = 0.2  # seconds that the provider waits for a byte where silence is the fault; else PATIENCE
@@ -74,12 +75,12 @@ def descriptors():
     return len(os.listdir("/proc/self/fd"))
 
 
-def meet(operation, script, expected, good, reused, accept=True, silent=False):
+def meet(operation, script, expected, good, reused, accept=True):
     """Run one row: the call itself, then a second one that must work. `reused` None: the connection may be, or not."""
     threads = threading.active_count()
     before = descriptors()
     with Scripted(["request"] + script, good, accept=accept) as server:
-        silent = silent or expected is APITimeoutError or type(expected) is tuple and APITimeoutError in expected
+        silent = expected is APITimeoutError or type(expected) is tuple and APITimeoutError in expected
         with provider_for(server, SILENCE if silent else PATIENCE) as provider:
             start = time.monotonic()
             if isinstance(expected, str):
@@ -151,8 +152,8 @@ def test_a_stream_stops(place, end):
 @pytest.mark.parametrize("end", ["close", "rst", "hold"])
 def test_what_arrived_of_a_broken_stream_is_kept(end):
     with Scripted(["request", SSE_HEAD + TEN] + ([] if end == "close" else [end])) as server:
-        with provider_for(server, SILENCE if end == "hold" else PATIENCE) as provider:
-            chunks = provider.chat_completion_stream(**ASK)
+        with provider_for(server) as provider:
+            chunks = provider.with_options(stream_idle_timeout=1.0).chat_completion_stream(**ASK)
             seen = []
             with pytest.raises((IncompleteStreamError, APITimeoutError)) as caught:
                 for one in chunks:
@@ -267,9 +268,10 @@ STREAMS = [
 
 
 @pytest.mark.parametrize("name, steps, expected, reused", STREAMS, ids=[row[0] for row in STREAMS])
-def test_a_stream(name, steps, expected, reused):
+def test_a_stream(name, steps, expected, reused, monkeypatch):
+    monkeypatch.setattr(Limits.__init__, "__defaults__", (SILENCE,))  # the patience after a finish reason
     then = ["hold"] if reused is False else GOOD_STREAM
-    meet(stream, [SSE_HEAD] + steps + then, expected, GOOD_STREAM, reused, silent=name.startswith("finish, then"))
+    meet(stream, [SSE_HEAD] + steps + then, expected, GOOD_STREAM, reused)
 
 
 def test_a_stream_that_drips_is_read_to_its_end():

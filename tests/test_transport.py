@@ -1,5 +1,6 @@
 """HTTP over requests: time limits, connections kept and dropped, proxies, certificates, errors; over real sockets."""
 
+import gc
 import http.client
 import os
 import shutil
@@ -186,15 +187,14 @@ def test_the_short_patience_for_a_streams_end_does_not_stay_on_the_connection(le
         assert server.connections == 1
 
 
-def test_a_connection_idle_for_too_long_is_not_used(lean):
-    with Scripted(GOOD) as server:
-        with provider_for(server.url, lean, keep_alive_timeout_in_seconds=0.15) as provider:
+def test_a_connection_idle_for_too_long_is_not_used(lean, monkeypatch):
+    clock, ahead = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + ahead[0])
+    with Scripted(GOOD) as server, provider_for(server.url, lean) as provider:
+        for step, connections in (0.0, 1), (2.5, 1), (4.1, 2), (2.5, 2):
+            ahead[0] += step
             text_of(provider)
-            text_of(provider)
-            assert server.connections == 1
-            time.sleep(0.25)
-            text_of(provider)
-            assert server.connections == 2
+            assert server.connections == connections
 
 
 def test_connections_are_dropped_before_a_vllm_server_drops_them():
@@ -318,7 +318,7 @@ def test_cancelling_wakes_a_call_that_waits_to_try_again(lean):
             start = time.monotonic()
             with pytest.raises(RequestCancelledError):
                 text_of(provider.with_options(cancel=cancel))
-            assert time.monotonic() - start < 3.5
+            assert time.monotonic() - start < 3.9  # the pause is 4 s at the least
             assert len(server.requests) == 1
 
 
@@ -411,6 +411,8 @@ def test_a_proxy_that_refuses_to_connect_through(lean):
             with pytest.raises(APIConnectionError, match="cannot connect to https://gpu.example.*403") as caught:
                 text_of(provider)
     assert caught.value.code == "connection_not_made"
+    del caught, provider
+    gc.collect()  # here, where its warning is expected
 
 
 @pytest.mark.parametrize("value", ["http://user:hun:ter2@[::1", "socks5://user:hunter2@proxy:1080", "http://:hunter2@"])
