@@ -3,11 +3,14 @@
 What reads one format is fuzzed in its own test file: event streams in test_sse, error bodies in test_errors, request
 and response heads in test_http1, chunked bodies in test_chunked, forms in test_multipart, settings as objects in
 test_config. Here are the rooms that take what those hand on. The seeds are fixed (``derandomize``), so a failure here
-fails again everywhere.
+fails again everywhere; ``FUZZ=20`` in the environment searches longer.
 """
 
 import copy
+import io
 import json
+import logging
+import os
 import pickle
 
 import pytest
@@ -15,11 +18,18 @@ import pytest
 import wire
 from vllm_bridge import chat, config_file, errors, rerank, text, transcription
 from vllm_bridge.chunks import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
+from vllm_bridge.config import ProviderConfig
 from vllm_bridge.frames import Frames, Tally
+from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway import settings as gateway_settings
+from vllm_bridge.gateway.routes import ROUTES
+from vllm_bridge.gateway.settings import Settings
+from vllm_bridge.http1 import field_block
+from vllm_bridge.reply import Reply
 from vllm_bridge.responses import ResponseEvents, from_chat, iter_chunks, iter_events, to_chat, to_completion
 from vllm_bridge.retry import parse_retry_after
 from vllm_bridge.stream import Limits, Stream
+from vllm_bridge.vllm import VLLMProvider
 from vllm_bridge.wire import object_of, to_json
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -31,9 +41,12 @@ pytestmark = [
 ]
 
 
+TIMES = float(os.environ.get("FUZZ", "0.5"))  # FUZZ=20 searches forty times as long
+
+
 def cases(count):
     return hypothesis.settings(
-        max_examples=count, deadline=None, derandomize=True, database=None,
+        max_examples=int(count * TIMES), deadline=None, derandomize=True, database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
 
@@ -404,3 +417,106 @@ def test_nesting_costs_no_stack():
     for call in (chat.normalise, from_chat, to_completion):
         call({"id": "i", "choices": [{"message": {"content": DEEP, "tool_calls": [{"function": DEEP}]}}],
               "output": [{"type": "message", "content": [{"type": "output_text", "text": DEEP}]}]})
+
+
+# ---------------------------------------------------------------- the gateway as a function
+
+
+class Upstream(VLLMProvider):
+    """A provider whose servers answer what the test wants, without a network."""
+
+    def __init__(self):
+        super().__init__("http://server.example")
+        self.body = b"{}"
+        self.pieces = []
+
+    def with_options(self, **options):
+        copied = super().with_options(**options)
+        copied.__dict__["_origin"] = self
+        return copied
+
+    def _reply(self, operation, body, model):
+        origin = self.__dict__.get("_origin", self)
+        to_json(body) if isinstance(body, dict) else body.read()
+        reply = Reply(200, {"Content-Type": "application/json"}, origin.body, "http://server.example/v1", None)
+        error = errors.payload_error(json.loads(origin.body)) if b'"error"' in origin.body else None
+        if error is not None:
+            raise error
+        return reply
+
+    def _open(self, operation, body, model, reader):
+        origin = self.__dict__.get("_origin", self)
+        to_json(body) if isinstance(body, dict) else body.read()
+        return Stream.over(Source(origin.pieces), reader(), Limits(None, None))
+
+
+@pytest.fixture(scope="module")
+def gateway():
+    made = Gateway(Settings(ProviderConfig.from_dict({}, environ={}), max_body_mb=1), Upstream())
+    yield made
+    made.close()
+
+
+def called(gateway, method, path, body, **more):
+    """Call the application as a server would, and hold it to PEP 3333."""
+    heads = []
+
+    def start_response(status, headers, exc_info=None):
+        heads.append((status, headers))
+        return lambda data: None
+
+    environ = {"CONTENT_LENGTH": str(len(body)), "SERVER_NAME": "a", "SERVER_PORT": "1", "wsgi.input": io.BytesIO(body),
+               "REQUEST_METHOD": method, "PATH_INFO": path, "SCRIPT_NAME": "", "QUERY_STRING": ""}
+    answer = gateway(dict(environ, **more), start_response)
+    try:
+        data = b"".join(answer)
+    finally:
+        getattr(answer, "close", lambda: None)()
+    ((status, headers),) = heads
+    field_block(headers)  # what no header may hold raises
+    code = int(status[:3])
+    assert status[3:4] == " " and (200 <= code < 500 or code in (500, 502)), (status, data)
+    assert b"internal_error" not in data and b"Traceback" not in data
+    if code >= 400 and method != "HEAD":
+        assert json.loads(data)["error"]["message"]
+
+
+PATHS = sorted({route.path.replace("{*}", "m").replace("{}", "x") for route in ROUTES if route.operation != "ready"})
+METHODS = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE", "x"]
+HEADERS = st.sampled_from([
+    "CONTENT_TYPE", "HTTP_ORIGIN", "HTTP_X_REQUEST_ID", "HTTP_X_BF_EH_A", "HTTP_X_BF_EH_", "HTTP_X_BF_API_KEY",
+    "HTTP_TRACEPARENT", "HTTP_AUTHORIZATION", "HTTP_ACCESS_CONTROL_REQUEST_METHOD",
+    "HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "HTTP_X_SESSION_ID", "HTTP_X_BF_API_KEY_ID",
+])
+HEADER_VALUES = st.one_of(  # what the head reader lets through
+    st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, blacklist_categories=["Cc"]), max_size=9),
+    st.sampled_from(["multipart/form-data; boundary=b", "http://localhost:1", "http://evil.example", "Bearer x"]),
+)
+
+
+@cases(300)
+@hypothesis.given(
+    st.sampled_from(METHODS), st.sampled_from(PATHS) | st.text(st.characters(max_codepoint=0xFF), max_size=9),
+    st.one_of(st.binary(max_size=30), BODIES.map(lambda body: json.dumps(body).encode())),
+    st.dictionaries(HEADERS, HEADER_VALUES, max_size=3),
+)
+def test_any_call(gateway, caplog, method, path, body, headers):
+    gateway.provider.body = json.dumps(CHATS[0]).encode()
+    called(gateway, method, path, body, **headers)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+POSTS = sorted(route.path for route in ROUTES if route.handler == "operation")
+
+
+@cases(300)
+@hypothesis.given(st.sampled_from(POSTS), BODIES, st.booleans(), st.one_of(
+    JUNK, OBJECTS, spoilt(CHATS), spoilt(RESPONSES), spoilt(replies("rerank_many", "embed_float"))), st.data())
+def test_any_request_met_by_any_reply(gateway, caplog, path, body, stream, reply, data):
+    gateway.provider.body = json.dumps(reply).encode()
+    gateway.provider.pieces = data.draw(cut(b"".join(data.draw(st.lists(LINES, max_size=5)))))
+    body = dict(body, model="m", stream=stream)
+    for name, value in (("messages", [{}]), ("prompt", "p"), ("input", "i"), ("query", "q"), ("documents", ["d"])):
+        body.setdefault(name, value)
+    called(gateway, "POST", path, json.dumps(body).encode())
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
