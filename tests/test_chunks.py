@@ -57,6 +57,7 @@ def test_payload_of_an_event():
         ("null", ResponseDecodeError, "no JSON object: null"),
         ('"text"', ResponseDecodeError, "no JSON object"),
         ('{"choices": 5}', ResponseDecodeError, "the choices of a chunk are no list"),
+        ('{"choices": 5, "error": null}', ResponseDecodeError, "the choices of a chunk are no list"),
         ('{"choices": {"0": {}}}', ResponseDecodeError, "the choices of a chunk are no list"),
         ('{"error": {"message": "no", "code": 400}}', BadRequestError, "no"),
         ('{"choices": [], "error": {"message": "no", "code": 400}}', BadRequestError, "no"),

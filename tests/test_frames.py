@@ -140,6 +140,7 @@ def test_two_choices_with_reasoning_in_one_event():
         (plain()[1:], ResponseDecodeError),
         ("5", ResponseDecodeError),
         ('{"choices":5,"usage":{}}', ResponseDecodeError),
+        ('{"choices":5,"error":null}', ResponseDecodeError),
         ("<html>", ResponseDecodeError),
         ("[" * 100000, ResponseDecodeError),
     ],

@@ -30,7 +30,8 @@ HTTP_ROOMS = {"transport", "adapter", "lean"}  # these alone know requests and u
 NOT_PURE = {"socket", "ssl", "select", "selectors", "threading", "_thread", "queue", "time", "asyncio", "subprocess",
             "signal", "http", "urllib.request", "requests", "urllib3", "concurrent", "multiprocessing", "random"}
 
-LONGEST = 440  # lines; DESIGN: what passes about 400 asks to become two rooms
+LONGEST = 420  # lines; what passes about 400 asks to become two rooms
+ASKING = {"lean": 470}  # these ask, and have not been answered yet
 REFUSED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 PUBLIC = """
@@ -188,7 +189,11 @@ FILES = [path for folder in ("vllm_bridge", "scripts", "tests") for path in sort
 
 @pytest.mark.parametrize("room", ROOMS, ids=repr)
 def test_a_file_is_one_thing(room):
-    assert len(room.text.splitlines()) <= LONGEST
+    assert len(room.text.splitlines()) <= ASKING.get(room.name, LONGEST)
+
+
+def test_a_file_that_was_shortened_asks_no_more():
+    assert [name for name in ASKING if len(BY_NAME[name].text.splitlines()) <= LONGEST] == []
 
 
 def test_no_file_has_a_name_that_says_nothing():

@@ -62,7 +62,7 @@ def payload_of(event: Event) -> Dict[str, Any]:
             error = error_from_payload(payload)
         if error is not None:
             raise error
-    elif type(choices) is not list:
+    if choices is not None and type(choices) is not list:
         raise ResponseDecodeError(
             "the choices of a chunk are no list: %s" % event.data[:200], payload=event.data[:2000]
         )
@@ -102,8 +102,6 @@ class ChunkReader(Generic[R]):
         choices = payload.get("choices")
         if not choices:
             return self._without_choices(payload)
-        if type(choices) is not list:
-            raise ResponseDecodeError("an event of the stream has choices that are no list", payload=payload)
         self.adapt(payload, data)
         finishes = False
         for choice in choices:
