@@ -32,7 +32,7 @@ LEFT_OUT: List[Tuple[str, str]] = [
     ("req_deep_nesting", "the transcript names its body and does not hold it"),
     ("err_gzip_request_body", "the transcript names its body and does not hold it"),
 ]
-VOLATILE_KEYS = {"created", "created_at", "completed_at", "signature", "root"}
+VOLATILE_KEYS = {"created", "created_at", "completed_at", "signature", "root", "tokens_per_second"}
 VOLATILE_HEADERS = {"date", "content-length"}
 IDS = re.compile(r"\b((?:[a-z]+-)*[a-z]+[-_])(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{16,32})\b")
 BARE_ID = re.compile(r"\b[0-9a-f]{32}\b|\b[0-9a-f]{16}\b")
@@ -145,7 +145,7 @@ def dumped(record: Dict[str, Any]) -> str:
 
 def masked(value: Any, key: str = "") -> Any:
     """Replace what is new in every run (ids, times, ports) so that the rest can be compared."""
-    if key in VOLATILE_KEYS:
+    if key in VOLATILE_KEYS or key.endswith("_ms"):
         return "*"
     if isinstance(value, dict):
         return {name: masked(part, name) for name, part in value.items()}
@@ -184,6 +184,9 @@ def stream_meaning(events: List[Any]) -> Dict[str, Any]:
                 out[path].append(value)
         if isinstance(event, dict) and event.get("usage"):
             out["usage"] = event["usage"]
+    for values in out.values():
+        if isinstance(values, list) and len(values) > 1 and None in values:
+            values.remove(None)                # whether an event without the value came before is chance too
     return out
 
 
