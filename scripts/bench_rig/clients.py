@@ -58,7 +58,7 @@ def ours(base: str, **network: Any) -> Doings:
             for event in converted:
                 yield event.type
 
-    return {"chat": chat, "stream": stream, "embed": embed, "responses": responses}
+    return {"chat": chat, "stream": stream, "embed": embed, "responses": responses, "close": vllm.close}
 
 
 def requests_session(base: str) -> Doings:
@@ -81,7 +81,7 @@ def requests_session(base: str) -> Doings:
         reply = session.post(base + "/v1/embeddings", json={"model": "bench", "input": INPUTS})
         return reply.json()["data"][-1]["embedding"][-1]
 
-    return {"chat": chat, "stream": stream, "embed": embed}
+    return {"chat": chat, "stream": stream, "embed": embed, "close": session.close}
 
 
 def http_client(base: str) -> Doings:
@@ -104,7 +104,7 @@ def http_client(base: str) -> Doings:
         wire = {"model": "bench", "input": INPUTS}
         return json.loads(post("/v1/embeddings", wire).read())["data"][-1]["embedding"][-1]
 
-    return {"chat": chat, "stream": stream, "embed": embed}
+    return {"chat": chat, "stream": stream, "embed": embed, "close": connection.close}
 
 
 def floor(base: str) -> Doings:
@@ -143,7 +143,7 @@ def floor(base: str) -> Doings:
     def embed() -> Any:
         return whole("/v1/embeddings", {"model": "bench", "input": INPUTS})["data"][-1]["embedding"][-1]
 
-    return {"chat": chat, "stream": stream, "embed": embed}
+    return {"chat": chat, "stream": stream, "embed": embed, "close": sock.close}
 
 
 def dechunked(data: bytes, recv: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -199,7 +199,7 @@ def httpx_sse(base: str) -> Doings:
         reply = client.post(base + "/v1/embeddings", json={"model": "bench", "input": INPUTS})
         return reply.json()["data"][-1]["embedding"][-1]
 
-    return {"chat": chat, "stream": stream, "embed": embed}
+    return {"chat": chat, "stream": stream, "embed": embed, "close": client.close}
 
 
 def openai_sdk(base: str) -> Doings:
@@ -218,7 +218,7 @@ def openai_sdk(base: str) -> Doings:
     def embed() -> Any:
         return client.embeddings.create(model="bench", input=INPUTS).data[-1].embedding[-1]
 
-    return {"chat": chat, "stream": stream, "embed": embed}
+    return {"chat": chat, "stream": stream, "embed": embed, "close": client.close}
 
 
 def litellm_sdk(base: str) -> Doings:
@@ -307,6 +307,8 @@ def measure(name: str, base: str, seconds: float) -> Dict[str, Any]:
         convert = doings["responses"]
         result["responses"] = cost(lambda: drained(convert(order), EVENTS), seconds, 1) / EVENTS
     result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+    if "close" in doings:
+        doings["close"]()
     return result
 
 
