@@ -279,9 +279,10 @@ def test_a_defect_of_ours_tells_nothing_and_is_logged(echo: EchoServer, caplog: 
         assert "secret" not in answer.body.decode()
         stream = ask(address, "POST", "/v1/responses", {"model": "echo", "input": "x", "stream": True})
         last = stream.body.decode().split("\n\n")[-2].split("\n")
-        assert last[0] == "event: error"
+        assert last[0] == "event: response.failed"
         payload = json.loads(last[1][len("data: "):])
-        assert (payload["type"], payload["sequence_number"]) == ("error", 1)
+        assert (payload["type"], payload["sequence_number"]) == ("response.failed", 1)
+        assert payload["response"]["error"]["upstream_code"] == "internal_error"
         assert "secret" not in stream.body.decode()
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["'a secret'"] * 2
 

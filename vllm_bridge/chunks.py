@@ -209,16 +209,17 @@ class ResponsesReader:
     """
 
     def __init__(self) -> None:
+        from .responses import PartialResponse
+
         self.finished = False
-        self._response: Optional[Dict[str, Any]] = None
+        self._so_far = PartialResponse()
 
     def feed(self, event: Event) -> Sequence[ResponseEvent]:
         """Return the event; raise an error that stands where an event should."""
         if not event.data:
             return ()
         payload = payload_of(event)
-        if type(payload.get("response")) is dict:
-            self._response = payload["response"]
+        self._so_far.feed(payload)
         if payload.get("type") in _TERMINAL:
             self.finished = True
         return (ResponseEvent(payload),)
@@ -228,8 +229,9 @@ class ResponsesReader:
         return ()
 
     def partial(self) -> Optional[Response]:
-        """Return the Response as the last event told it."""
-        return None if self._response is None else Response(self._response)
+        """Return the Response as far as the events tell it."""
+        response = self._so_far.response()
+        return None if response is None else Response(response)
 
 
 class TranscriptionReader:

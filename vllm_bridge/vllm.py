@@ -1,7 +1,7 @@
 """vLLM: only what it does differently from OpenAI."""
 
 import logging
-from typing import Any, Callable, Dict, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, TypeVar
 
 from . import chat, embedding, rerank, text
 from .caller import Wire
@@ -11,7 +11,7 @@ from .provider import PATHS, BaseOpenAIProvider
 from .records import EmbeddingList, Response, ResponseEvent
 from .reply import Reply
 from .stream import Reader, Stream
-from .wire import object_of
+from .wire import object_of, to_json
 
 __all__ = ["VLLMProvider"]
 
@@ -61,12 +61,8 @@ class VLLMProvider(BaseOpenAIProvider):
                 return super().responses(**body)
             except APIStatusError as error:
                 self._go_over_chat(error)
-        from .responses import from_chat
-
-        chat_body, context = self._to_chat(body)
-        reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
-        completion = reply.read(lambda: self._adapted("chat_completion", object_of(reply.body)))
-        return self._finished(Response(from_chat(completion, context)), chat_body, reply)
+        chat_body, reply, response = self._over_chat(body)
+        return self._finished(response, chat_body, reply)
 
     def responses_stream(self, /, **wire: Any) -> Stream[ResponseEvent]:
         """Answer ``input`` by the Responses API, event by event.
@@ -85,6 +81,28 @@ class VLLMProvider(BaseOpenAIProvider):
         chat_body, context = self._to_chat(body)
         stream = self.chat_completion_stream(**chat_body)
         return stream.converted(lambda chunks: map(ResponseEvent, iter_events(chunks, context)))
+
+    def forward(self, operation: str, body: Mapping[str, Any]) -> Reply:
+        """Carry out an operation as the base class does, and ``responses`` too, converted where it is not native."""
+        if operation != "responses":
+            return super().forward(operation, body)
+        wire = self._body(operation, dict(body))
+        if self._natively():
+            try:
+                return super().forward(operation, wire)
+            except APIStatusError as error:
+                self._go_over_chat(error)
+        chat_body, reply, response = self._over_chat(wire)
+        return reply._replace(body=to_json(self._finished(response, chat_body, reply)))
+
+    def _over_chat(self, body: Dict[str, Any]) -> Tuple[Dict[str, Any], Reply, Response]:
+        """Return the chat request for a Responses request, the server's reply to it, and the Response made of that."""
+        from .responses import from_chat
+
+        chat_body, context = self._to_chat(body)
+        reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
+        completion = reply.read(lambda: self._adapted("chat_completion", object_of(reply.body)))
+        return chat_body, reply, Response(from_chat(completion, context))
 
     def _natively(self) -> bool:
         native = self.config.native_responses

@@ -3,19 +3,21 @@
 import re
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
-from ..errors import BadRequestError
+from ..errors import BadRequestError, error_from_payload
 from ..frames import DONE, Tally
 from ..provider import BaseOpenAIProvider
 from ..reply import Reply
+from ..responses import PartialResponse
 from ..sse import encode
 from ..stream import Stream
-from ..wire import to_json
+from ..wire import object_of, to_json
 
 __all__ = ["Answer", "OPERATIONS", "Operation", "Opened"]
 
 Headers = List[Tuple[str, str]]
 Body = Dict[str, Any]
 JSON = "application/json"
+_LAST = ("response.completed", "response.incomplete", "response.failed", "response.cancelled", "error")
 
 
 class Answer(NamedTuple):
@@ -98,7 +100,9 @@ def _rerank(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
 
 
 def _responses(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
-    return _record(provider.responses(**body), tally)
+    reply = provider.forward("responses", body)
+    tally.take(reply.read(lambda: object_of(reply.body)).get("usage"))
+    return Answer(200, reply.body, reply.content_type or JSON, passed_headers(reply))
 
 
 def _transcription(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
@@ -152,12 +156,14 @@ class _EventFrames:
         self._tally = tally
         self._next = 0  # the sequence number that an error would have
         self._ended = False
+        self._so_far = PartialResponse()
 
     def __iter__(self) -> "Iterator[bytes]":
         return self
 
     def __next__(self) -> bytes:
         event = next(self._events)
+        self._so_far.feed(event)
         number = event.get("sequence_number")
         if isinstance(number, int):
             self._next = number + 1
@@ -165,19 +171,15 @@ class _EventFrames:
         if isinstance(response, Mapping):
             self._tally.take(response.get("usage"))
         kind = str(event.get("type"))
-        self._ended = kind in ("response.completed", "response.incomplete", "response.failed", "error")
+        self._ended = self._ended or kind in _LAST
         return b"event: %s\ndata: %s\n\n" % (kind.encode("utf-8", "replace"), to_json(event))
 
     def failure(self, error: Body) -> bytes:
-        """Return the API's ``error`` event, unless the response has come to its end."""
+        """Return the API's own event for an error, unless the response has come to its end."""
         if self._ended:
             return b""
-        code = error["type"] if error["code"] is None else str(error["code"])
-        payload = {
-            "type": "error", "code": code, "message": error["message"], "param": error["param"],
-            "sequence_number": self._next,
-        }
-        return encode(to_json(payload).decode("ascii"), "error")
+        event = self._so_far.failure(error_from_payload({"error": error}), self._next)
+        return encode(to_json(event).decode("ascii"), event["type"])
 
 
 OPERATIONS: Dict[str, Operation] = {

@@ -6,6 +6,7 @@ from ..errors import BridgeError, IncompleteStreamError, payload_error
 from .context import ResponseContext
 from .drafts import CallDraft, ChoiceDraft, MessageDraft, ReasoningDraft
 from .output import CallIds, annotations_of, arguments_text, dicts, logprobs_of, text_of
+from .partial import error_event
 from .response import (
     CHAT_FIELDS,
     Outcome,
@@ -134,14 +135,8 @@ class ResponseEvents:
             self._terminal(error_outcome(error))
         else:  # no id to report a Response under
             self._over = True
-            shown = {
-                "type": error.type or "server_error",
-                "code": None if error.code is None else str(error.code),
-                "message": error.message,
-                "param": error.param,
-            }
-            # Flat for OpenAI's own clients, nested for the Open Responses schema.
-            self._emit("error", code=shown["code"], message=error.message, param=error.param, error=shown)
+            self._out.append(error_event(error, self._number))
+            self._number += 1
         return self._out
 
     # ------------------------------------------------------------ chunks
