@@ -100,7 +100,8 @@ class LeanAdapter(BaseAdapter):
             head = "%s %s HTTP/1.1\r\n%s\r\n" % (request.method, target.path, field_block(fields))
         except ValueError as error:
             raise requests.exceptions.InvalidHeader(str(error), request=request) from None
-        exchange = current.exchange or Exchange(limits[1])
+        watched = current.exchange
+        exchange = watched or Exchange(limits[1])
         connection = self._connected(target, limits, exchange, request)
         try:
             body = _carry(connection, exchange, head.encode("latin-1"), request)
@@ -108,6 +109,8 @@ class LeanAdapter(BaseAdapter):
             connection.close()
             _raise_as_requests_does(error, request)
         body.on_release = self._give_back
+        if watched is None:  # nobody has to let go of the connection before it may carry another request
+            body.release_at_end()
         response = _Response(request, body)
         response.connection = self  # type: ignore[assignment]
         if not stream:
@@ -186,6 +189,7 @@ class _Body:
         self.reason = head.reason
         self._ended = False  # nothing more will come
         self.on_release: Any = None
+        self._releases = False
         self._connection: Optional[_Connection] = connection
         self._rest = rest  # received, still to be taken apart
         self._ready = b""  # taken apart, still to be handed out
@@ -231,6 +235,12 @@ class _Body:
             return
         self._connection = None
         self.on_release(connection)
+
+    def release_at_end(self) -> None:
+        """Give the connection back as soon as the body has been read to its end, as urllib3 does."""
+        self._releases = True
+        if self._ended:
+            self.release_conn()
 
     def close(self) -> None:
         """Close the connection unless it was given back."""
@@ -289,6 +299,8 @@ class _Body:
         self._ended = True
         if extra:  # bytes that belong to no reply: what comes next on this connection is not to be trusted
             self._keep = False
+        if self._releases:
+            self.release_conn()
 
 
 class _DecodedBody(HTTPResponse):
