@@ -44,11 +44,21 @@ def test_the_frames_of_responses_and_their_error() -> None:
     assert blocks[0] == b'event: response.created\ndata: {"type":"response.created","sequence_number":0}\n\n'
     assert (tally.prompt_tokens, tally.completion_tokens) == (3, 4)
     head, data = frames.failure(ERROR).decode().rstrip("\n").split("\n")
+    assert head == "event: response.failed"
+    failed = json.loads(data[len("data: "):])
+    assert (failed["type"], failed["sequence_number"], failed["response"]["status"]) == ("response.failed", 8, "failed")
+    assert (failed["response"]["error"]["message"], failed["response"]["usage"]["input_tokens"]) == ("it broke", 3)
+
+
+def test_an_error_where_no_response_has_begun() -> None:
+    frames = _EventFrames(events({"type": "x", "sequence_number": 7}), Tally())
+    list(frames)
+    head, data = frames.failure(ERROR).decode().rstrip("\n").split("\n")
     assert head == "event: error"
-    assert json.loads(data[len("data: "):]) == {
-        "type": "error", "code": "500", "message": "it broke", "param": None, "sequence_number": 8}
-    coded = frames.failure({**ERROR, "code": None})
-    assert b'"code":"server_error"' in coded
+    shown = {"code": "500", "message": "it broke", "param": None}
+    told = json.loads(data[len("data: "):])
+    assert told == {"type": "error", "sequence_number": 8, "error": dict(shown, type=ERROR["type"]), **shown}
+    assert b'"code":null' in frames.failure({**ERROR, "code": None})
 
 
 def test_nothing_follows_the_end_of_a_response() -> None:
