@@ -1,5 +1,6 @@
 """The scripts that a stranger runs first, from a copy of the checkout as git would clone it."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -18,6 +20,9 @@ from vllm_bridge.echo import EchoServer
 ROOT = Path(__file__).resolve().parents[1]
 LONG = 120.0  # seconds: no verdict hangs on it
 SHELL_SCRIPTS = ["scripts/demo", "scripts/test", "scripts/environment.sh", ".ci/run"]
+needs_linters = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("flake8", "mypy", "pytest_cov")),
+    reason="flake8, mypy and pytest-cov are installed where the coverage is measured")
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +216,74 @@ def test_an_environment_that_cannot_be_made_is_not_taken_for_one(clone: Path, en
 def test_requirements_come_from_setup_cfg(clone: Path, environ: Dict[str, str]) -> None:
     listed: List[str] = shell(clone, environ, 'requirements "%s" install lint' % sys.executable).stdout.splitlines()
     assert listed[0].startswith("requests>=") and any(line.startswith("mypy") for line in listed)
+
+
+# ---------------------------------------------------------------- scripts/suite.py
+
+
+@pytest.fixture
+def small(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, environ: Dict[str, str]) -> Path:
+    """A project with a package, a suite and nothing to complain about."""
+    environ["MYPY_CACHE_DIR"] = str(tmp_path_factory.getbasetemp() / "mypy")  # the library's types are read once
+    for name in ("vllm_bridge", "tests", "scripts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "setup.py").write_text("")
+    (tmp_path / "setup.cfg").write_text("[mypy]\nfiles = vllm_bridge\n[coverage:report]\nfail_under = 95\n")
+    (tmp_path / "vllm_bridge" / "__init__.py").write_text("def half(n: int) -> int:\n    return n // 2\n")
+    (tmp_path / "tests" / "test_half.py").write_text(
+        "from vllm_bridge import half\n\n\ndef test_half():\n    assert half(4) == 2\n")
+    return tmp_path
+
+
+def suite(small: Path, environ: Dict[str, str], *pythons: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "suite.py"), *pythons], cwd=str(small), env=environ,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=LONG)
+
+
+@needs_linters
+def test_the_last_line_counts_all_suites(small: Path, environ: Dict[str, str]) -> None:
+    ran = suite(small, environ, sys.executable, sys.executable)
+    assert ran.returncode == 0, ran.stdout
+    assert ran.stdout.endswith("\n3 passed, 0 failed, 0 skipped\n")
+    assert ran.stdout.count("== Python ") == 3 and "flake8: ok\nmypy --strict: ok\n" in ran.stdout
+
+
+@needs_linters
+def test_everything_that_fails_is_counted(small: Path, environ: Dict[str, str]) -> None:
+    (small / "vllm_bridge" / "__init__.py").write_text("import os\ndef half(n: int) -> str:\n  return n // 2\n")
+    (small / "tests" / "test_more.py").write_text("def test_no():\n    assert 0\n\n\ndef test_er(nothing):\n    pass\n")
+    ran = suite(small, environ, str(small / "no-python"))
+    assert ran.returncode == 1
+    # flake8, mypy, a failed test, an error, an environment that is not there
+    assert ran.stdout.endswith("\n1 passed, 5 failed, 0 skipped\n"), ran.stdout
+
+
+@needs_linters
+def test_code_that_no_test_reaches_fails_the_gate(small: Path, environ: Dict[str, str]) -> None:
+    (small / "vllm_bridge" / "more.py").write_text("A = 1\nB = 2\nC = 3\n")
+    ran = suite(small, environ)
+    assert ran.returncode == 1 and ran.stdout.endswith("\n1 passed, 1 failed, 0 skipped\n"), ran.stdout
+
+
+@needs_linters
+def test_a_suite_that_is_stopped_leaves_nothing(small: Path, environ: Dict[str, str]) -> None:
+    (small / "tests" / "test_slow.py").write_text(
+        "import os, pathlib, time\n\n\ndef test_slow():\n"
+        "    pathlib.Path('pid').write_text(str(os.getpid()) + '.')\n    time.sleep(600)\n")
+    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "suite.py")], cwd=str(small), env=environ,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    end = time.monotonic() + LONG
+    while not (small / "pid").exists() or not (small / "pid").read_text().endswith("."):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(LONG) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((small / "pid").read_text()[:-1]), 0)
+
+
+# ---------------------------------------------------------------- .ci/run
 
 
 def test_counts_are_added_up() -> None:
