@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, Dict, TextIO
 
-__all__ = ["logger", "line", "set_up"]
+__all__ = ["logger", "line", "set_up", "write"]
 
 logger = logging.getLogger("vllm_bridge.access")
 
@@ -19,6 +19,11 @@ def line(entry: Dict[str, Any], log_format: str) -> str:
     if log_format == "json":
         return json.dumps(entry, separators=(",", ":"))
     return " ".join("%s=%s" % (name, _shown(value)) for name, value in entry.items() if value is not None)
+
+
+def write(text: str) -> None:
+    """Log a line at level INFO, without the search for the source line that calls."""
+    logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None))
 
 
 def _shown(value: Any) -> str:

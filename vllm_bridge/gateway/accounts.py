@@ -46,7 +46,7 @@ class Accounts:
             )
             self._metrics.cooled(len(self._provider.cooling()))
         if access_log.logger.isEnabledFor(logging.INFO):
-            access_log.logger.info("%s", access_log.line(_entry(request, status, seconds), self._log_format))
+            access_log.write(access_log.line(_entry(request, status, seconds), self._log_format))
 
 
 def _entry(request: Request, status: int, seconds: float) -> Dict[str, Any]:
