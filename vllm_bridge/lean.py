@@ -211,7 +211,7 @@ class _Body:
         if block:
             self._ready = b""
         else:
-            block = self._next()
+            block = self._next(amt if amt is not None and amt > _BLOCK else _BLOCK)
         if amt is not None and 0 <= amt < len(block):
             self._ready = block[amt:]
             return block[:amt]
@@ -249,7 +249,7 @@ class _Body:
         if connection is not None:
             connection.close()
 
-    def _next(self) -> bytes:
+    def _next(self, size: int) -> bytes:
         while not self._ended:
             if self._fault is not None:
                 raise self._fault
@@ -257,17 +257,17 @@ class _Body:
             if data:
                 self._rest = b""
             else:
-                data = self._received()
+                data = self._received(size)
             block = self._counted(data) if self._chunks is None else self._dechunked(self._chunks, data)
             if block:
                 return block
         return b""
 
-    def _received(self) -> bytes:
+    def _received(self, size: int) -> bytes:
         connection = self._connection
         if connection is None or connection.sock is None:
             raise ProtocolError("the connection was closed")
-        data = connection.sock.recv(_BLOCK)
+        data = connection.sock.recv(size)
         if not data:
             if self._chunks is not None:
                 raise ProtocolError("the connection ended inside a chunked body")

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 MAX_BODY = 256 * 1024 * 1024  # bytes of a reply, decompressed; 5,000 vectors of 4,096 floats are half of it
 _BLOCK = 65536
+_LONG_BLOCK = 262144  # where nobody waits for the first part
 _ERROR_BODY = 1024 * 1024  # bytes of an error's body that are read
 _CLOSED = "the stream was closed"
 _DEADLINE = "deadline"  # the reason that `Watch` gives when the total time is over
@@ -219,7 +220,7 @@ class OpenReply:
         with self._lock:
             try:
                 while enough is None or size < enough:
-                    block = _read_decoded(self._raw, _BLOCK)
+                    block = _read_decoded(self._raw, _LONG_BLOCK)
                     if not block:
                         break
                     blocks.append(block)
