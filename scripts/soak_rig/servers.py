@@ -12,6 +12,8 @@ from typing import IO, Any, Dict, List, NamedTuple
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent.parent
 START_WITHIN = 60.0  # seconds
 STOP_WITHIN = 60.0
+# seconds that the gateway waits for a stand-in: more than a busy machine needs, less than the silence of !stall
+SILENCE = 6
 
 
 class Failed(Exception):
@@ -65,7 +67,7 @@ class Gateway:
     """The gateway in front of the stand-ins."""
 
     def __init__(self, urls: List[str], api_key: str, folder: pathlib.Path) -> None:
-        network = {"default_request_timeout_in_seconds": 2, "retry_backoff_initial_ms": 20, "retry_backoff_max_ms": 100}
+        network = {"default_request_timeout_in_seconds": SILENCE, "retry_backoff_initial_ms": 20}
         config = folder / "config.json"
         config.write_text(json.dumps({"providers": {"vllm": {
             "keys": [{"vllm_key_config": {"url": url}} for url in urls],

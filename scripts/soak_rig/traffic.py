@@ -155,7 +155,7 @@ def responses(client: Client, text: str) -> str:
 
 
 def transcription(client: Client, text: str) -> str:
-    content = b"RIFF" + b"x" * random.choice((1000, 300000, 3000000))
+    content = b"RIFF" + b"x" * random.choice((1000, 100000, 1000000))
     body = (b"--b\r\nContent-Disposition: form-data; name=model\r\n\r\necho\r\n--b\r\nContent-Disposition: form-data; "
             b'name=file; filename="a.wav"\r\n\r\n' + content + b"\r\n--b--\r\n")
     status, data = client.whole(
@@ -232,7 +232,7 @@ FAULTS: List[Case] = [
         ("!error-after", chat_stream("!error-after 3 500"), "broken stream"),
         ("!error-after", responses_stream("!error-after 3 500"), "broken stream"),
         ("!abort", chat("!abort"), "502"), ("!abort", chat_stream("!abort"), "broken stream"),
-        ("!stall", chat("!stall 4"), "504"), ("!stall-after", chat_stream("!stall-after 2 4"), "broken stream"),
+        ("!stall", chat("!stall 8"), "504"), ("!stall-after", chat_stream("!stall-after 2 8"), "broken stream"),
     )
 ] + [
     Case(name, send, _NO_FAULT) for name, send in (

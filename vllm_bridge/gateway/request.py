@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 import time
 from typing import Any, Dict, Iterator, Mapping, Optional
 
@@ -15,6 +16,12 @@ __all__ = ["Request", "bare_model"]
 PREFIX = "vllm/"
 _ID = re.compile(r"[!-~]{1,200}\Z")
 _BLOCK = 256 * 1024
+
+# The lists and objects that a body may hold. Each takes some 70 bytes of memory for two of the body and has to be
+# visited by the garbage collector: 100 MB of "[]," would take 2.6 GB and stop all threads for many seconds.
+_MOST_NESTED = 1000000
+# Older Pythons need hours for a number of millions of digits (CVE-2020-10735).
+_LONG_NUMBER = None if hasattr(sys, "get_int_max_str_digits") else re.compile(rb"[0-9]{4301}")
 
 # Headers of a client that mean something to vLLM or to tracing, and go up as they are (WIRE.md §2).
 _PASSED = (
@@ -128,6 +135,7 @@ class Request:
         data = self.body(most)
         if not data:
             raise _invalid("the body is empty")
+        _check_size(data)
         try:
             body = json.loads(data)
         except RecursionError:
@@ -139,6 +147,17 @@ class Request:
         if not isinstance(body, dict):
             raise _invalid("the body must be a JSON object")
         return body
+
+
+def _check_size(data: bytes) -> None:
+    """Raise for a body that would take far more memory or time to read than its length says."""
+    if len(data) > 2 * _MOST_NESTED and data.count(b"[") + data.count(b"{") > _MOST_NESTED:
+        raise APIStatusError(
+            "the body has more than %d lists and objects (brackets in texts count)" % _MOST_NESTED,
+            type="invalid_request_error", code="request_too_large", status_code=413,
+        )
+    if _LONG_NUMBER is not None and _LONG_NUMBER.search(data):
+        raise _invalid("the body has a number of more than 4300 digits")
 
 
 def _content_length(environ: Mapping[str, Any]) -> Optional[int]:
