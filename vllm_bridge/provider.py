@@ -249,17 +249,20 @@ class BaseOpenAIProvider:
     # ------------------------------------------------------------ for a gateway: the server's own bytes
 
     def forward(self, operation: str, body: Mapping[str, Any]) -> Reply:
-        """Carry out ``chat_completion``, ``text_completion`` or ``embedding`` and return the reply as bytes to hand on.
+        """Carry out ``chat_completion``, ``text_completion``, ``embedding`` or ``responses``; return bytes to hand on.
 
         They are the server's own unless something had to change. Errors are raised like those of the operation itself.
         """
         wire = self._body(operation, dict(body))
         reply = self._reply(operation, wire, _model(wire))
+        raw = self.config.send_back_raw_request or self.config.send_back_raw_response
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
-        if is_object and not self._needs_reading(operation, reply.body):
+        if is_object and not raw and not self._needs_reading(operation, reply.body):
             return reply
         before = reply.read(lambda: _object(reply))
-        after = reply.read(lambda: self._adapted(operation, copy.deepcopy(before)))
+        after = self._finished(
+            Record(reply.read(lambda: self._adapted(operation, copy.deepcopy(before)))), wire, reply
+        )
         return reply if after == before else reply._replace(body=to_json(after))
 
     def forward_stream(self, operation: str, body: Mapping[str, Any]) -> Stream[bytes]:

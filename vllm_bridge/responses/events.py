@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Union
 
-from ..errors import BridgeError, IncompleteStreamError, payload_error
+from ..errors import BridgeError, IncompleteStreamError, RequestCancelledError, payload_error
 from .context import ResponseContext
 from .drafts import CallDraft, ChoiceDraft, MessageDraft, ReasoningDraft
 from .output import CallIds, annotations_of, arguments_text, dicts, logprobs_of, text_of
@@ -32,15 +32,19 @@ _PLAIN_CHOICE = frozenset(("index", "delta", "logprobs", "finish_reason", "token
 def iter_events(chunks: Iterable[Json], context: Optional[ResponseContext] = None) -> Iterator[Json]:
     """Yield the Responses events of a chat stream.
 
-    An error before the first event is raised; a later one becomes ``response.failed``.
+    An error before the first event is raised; a later one becomes ``response.failed``, unless it is the reader's own
+    wish, `RequestCancelledError`.
     """
     machine = ResponseEvents(context)
     try:
         for chunk in chunks:
             yield from machine.feed(chunk)
     except BridgeError as error:
-        if not machine.opened:
+        if not machine.opened or isinstance(error, RequestCancelledError):
             raise
+        last = error.payload
+        if isinstance(error, IncompleteStreamError) and isinstance(last, dict):
+            yield from machine.feed(last)  # the chunk that says abort may bring text (kill_sigterm_api_chat_stream)
         yield from machine.fail(error)
     else:
         yield from machine.finish()
