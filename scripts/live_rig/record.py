@@ -65,7 +65,10 @@ def record_one(server: Server, version: str, name: str, old: Dict[str, Any], ids
     """Replay one request and give the new transcript."""
     request = transcripts.renamed(old["request"], ids)
     port = int(server.state["port"])
-    reply = wire.exchange(port, transcripts.request_bytes(request, port), request["method"])
+    content = transcripts.request_bytes(request, port)
+    if name in transcripts.AGAIN:
+        wire.exchange(port, content, request["method"])
+    reply = wire.exchange(port, content, request["method"])
     new = wire.as_record(name, "vLLM " + version, request, reply)
     before, after = transcripts.response_id(old), transcripts.response_id(new)
     if before and after:

@@ -26,12 +26,15 @@ LEFT_OUT: List[Tuple[str, str]] = [
     ("nan_", "a model whose weights are not numbers"),
     ("random_weights_", "an untrained chat model"),
     ("clamp_", "an untrained chat model"),
+    ("notoolparser_none", "an untrained chat model"),
+    ("notoolparser_responses", "an untrained chat model"),
     ("err_queue_full", "other requests filled the queue"),
     ("req_36MB_body", "the transcript names its body and does not hold it"),
     ("req_chunked_body", "the transcript names its body and does not hold it"),
     ("req_deep_nesting", "the transcript names its body and does not hold it"),
     ("err_gzip_request_body", "the transcript names its body and does not hold it"),
 ]
+AGAIN = {"think_cached_tokens_2"}              # the reply to a request that was made before
 VOLATILE_KEYS = {"created", "created_at", "completed_at", "signature", "root", "tokens_per_second"}
 VOLATILE_HEADERS = {"date", "content-length"}
 IDS = re.compile(r"\b((?:[a-z]+-)*[a-z]+[-_])(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{16,32})\b")
