@@ -17,6 +17,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 import pytest
 
 from faces import LONG, Address, ask, chat, own, until
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, completion, event
 from test_gateway_server import HOSTILE
 from vllm_bridge.config import ProviderConfig
 from vllm_bridge.echo import EchoServer
@@ -634,3 +635,33 @@ def test_a_client_that_stops_reading_holds_its_own_stream_up(gateway: Address, e
             assert ask(gateway, "POST", CHAT, chat("meanwhile")).status == 200
         assert echo.running == 1  # 40 MB of events do not fit into any buffer on the way
     until(lambda: not echo.running)
+
+
+# ---------------------------------------------------------------- what a server says stays where it belongs, too
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_header_that_cannot_be_passed_on_is_left_out(lean: bool, caplog: pytest.LogCaptureFixture) -> None:
+    network = {"lean_http": lean, "max_retries": 0}
+    for field in ("X-A: \x7f\r\n", "X-A: \x01\r\n", "X-A: b\r\n folded\r\n"):
+        with Scripted(["request", answer(completion("here"), extra="X-B: b\r\n" + field)]) as server:
+            config = ProviderConfig.from_dict({"keys": [{"url": server.url}], "network_config": network}, environ={})
+            with own(Gateway(Settings(config))) as address:
+                (found,) = replies(talk(address, request(compact(chat("x")))))
+        if lean:  # which reads heads by the letter
+            assert found.status == 500 and b"cannot be read" in found.body
+        else:
+            assert found.status == 200 and found.header("x-b") == "b" and "x-a: b\r" not in str(found.headers)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_type_cannot_end_its_event() -> None:
+    made = {"type": "response.created\n\ndata: [DONE]\n\n", "sequence_number": 0, "response": {}}
+    last = {"type": "response.completed", "sequence_number": 1, "response": {"status": "completed"}}
+    with Scripted(["request", SSE_HEAD, event(made), event(last), LAST_CHUNK]) as server:
+        config = ProviderConfig.from_dict({"keys": [{"url": server.url}], "native_responses": True}, environ={})
+        with own(Gateway(Settings(config))) as address:
+            body = compact({"model": "m", "input": "x", "stream": True})
+            (found,) = replies(talk(address, request(body, path="/v1/responses")))
+    blocks = found.body.decode().split("\n\n")
+    assert [json.loads(block.partition("\ndata: ")[2]) for block in blocks[:-1]] == [made, last]

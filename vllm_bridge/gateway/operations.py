@@ -4,6 +4,7 @@ import re
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from ..errors import BadRequestError, error_from_payload
+from ..formdata import CONTROLS
 from ..frames import DONE, Tally
 from ..provider import BaseOpenAIProvider
 from ..reply import Reply
@@ -70,7 +71,8 @@ def _forwarded(operation: str) -> Callable[[BaseOpenAIProvider, Body, Tally], An
     def answer(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
         reply = provider.forward(operation, body)
         _count(reply.body, tally)
-        return Answer(200, reply.body, reply.content_type or JSON, passed_headers(reply))
+        kind = reply.content_type
+        return Answer(200, reply.body, kind if kind and not CONTROLS.search(kind) else JSON, passed_headers(reply))
 
     return answer
 
@@ -91,7 +93,7 @@ def passed_headers(reply: Reply) -> Tuple[Tuple[str, str], ...]:
     pairs = headers.lower_items() if hasattr(headers, "lower_items") else headers.items()
     return tuple(
         (name, value) for name, value in pairs
-        if name.lower() not in _KEPT and not name.lower().startswith("access-control-")
+        if name.lower() not in _KEPT and not name.lower().startswith("access-control-") and not CONTROLS.search(value)
     )
 
 
@@ -172,6 +174,8 @@ class _EventFrames:
             self._tally.take(response.get("usage"))
         kind = str(event.get("type"))
         self._ended = self._ended or kind in _LAST
+        if not kind.isprintable():  # a line end in it would end the event
+            kind = "message"
         return b"event: %s\ndata: %s\n\n" % (kind.encode("utf-8", "replace"), to_json(event))
 
     def failure(self, error: Body) -> bytes:
