@@ -234,7 +234,8 @@ def test_a_native_stream_that_is_closed_keeps_what_arrived(name):
 
 
 def test_a_native_error_in_the_stream_is_raised_with_its_status():
-    failed = b'event: error\ndata: {"type":"error","error":{"message":"too long","type":"BadRequestError","code":400}}\n\n'
+    told = {"type": "error", "error": {"message": "too long", "type": "BadRequestError", "code": 400}}
+    failed = b"event: error\ndata: %s\n\n" % json.dumps(told).encode()
     created = b"event: response.created\ndata: %s\n\n" % json.dumps(STREAM.payloads[0]).encode()
     with Scripted(["request", SSE_HEAD, chunk(created), chunk(failed), LAST_CHUNK]) as server:
         with provider(server.url, True) as vllm:
