@@ -56,6 +56,8 @@ def _collected(sock: socket.socket, data: bytes) -> Tuple[bytes, int]:
 class Body:
     """The body of a reply as it comes in; what requests and reply.py call ``raw``."""
 
+    long_block = 4 * BLOCK  # what to ask for where nobody waits for the first part; not through urllib3, which waits
+
     def __init__(self, connection: Any, head: ResponseHead, rest: bytes) -> None:
         self.head = head
         self.status = head.status

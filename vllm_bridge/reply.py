@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 MAX_BODY = 256 * 1024 * 1024  # bytes of a reply, decompressed; 5,000 vectors of 4,096 floats are half of it
 _BLOCK = 65536
-_LONG_BLOCK = 262144  # where nobody waits for the first part
 _ERROR_BODY = 1024 * 1024  # bytes of an error's body that are read
 _CLOSED = "the stream was closed"
 _DEADLINE = "deadline"  # the reason that `Watch` gives when the total time is over
@@ -217,10 +216,11 @@ class OpenReply:
         """Return the rest of the body, or what there is after `enough` bytes of it; `MAX_BODY` is an error."""
         blocks: List[bytes] = []
         size = 0
+        size_read = getattr(self._raw, "long_block", _BLOCK)
         with self._lock:
             try:
                 while enough is None or size < enough:
-                    block = _read_decoded(self._raw, _LONG_BLOCK)
+                    block = _read_decoded(self._raw, size_read)
                     if not block:
                         break
                     blocks.append(block)
