@@ -340,3 +340,13 @@ def test_native_responses_can_be_read_as_chat(name):
     for field in ("content", "reasoning", "tool_calls"):
         assert streamed["message"].get(field) == whole["choices"][0]["message"].get(field), field
     assert streamed["finish_reason"] == whole["choices"][0]["finish_reason"]
+
+
+def test_the_raw_request_and_reply_of_a_forwarded_chat_come_along():
+    options = {"send_back_raw_request": True, "send_back_raw_response": True}
+    own = answer(completion("hello"))
+    with Scripted(["request", own, "hold"]) as server, provider(server.url, **options) as vllm:
+        told = json.loads(vllm.forward("chat_completion", {"messages": [{"role": "user", "content": "Hi"}]}).body)
+        assert told["choices"] == completion("hello")["choices"]
+        assert told["extra_fields"]["raw_request"] == server.requests[0].json
+        assert own.endswith(told["extra_fields"]["raw_response"].encode())
