@@ -5,3 +5,12 @@ import signal
 # A shell starts what it puts in the background with Ctrl-C ignored, and the programs that tests start would inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Generated cases are the same in every run, so that no change fails by bad luck; FUZZ=20 searches (tests/test_fuzz.py).
+try:
+    from hypothesis import settings
+except ImportError:
+    pass
+else:
+    settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+    settings.load_profile("suite")

@@ -353,7 +353,7 @@ CHUNK = st.fixed_dictionaries({"choices": st.lists(st.fixed_dictionaries(
      "logprobs": JSON, "finish_reason": JSON}) | JSON, max_size=3) | JSON, "id": JSON, "usage": JSON})
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(CHUNK, max_size=4))
 def test_any_chunks_fold(chunks):
     accumulator = ChatAccumulator()

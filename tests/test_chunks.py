@@ -314,7 +314,7 @@ JSON = st.recursive(
 DATA = (JSON | st.fixed_dictionaries({"choices": JSON | st.lists(JSON)})).map(json.dumps) | st.text(max_size=10)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(DATA, st.sampled_from(["message", "error", "ping"])), max_size=5), st.integers(0, 3))
 def test_any_events_give_items_or_our_own_errors(events, count):
     for make in (lambda: ChatChunks(count), lambda: CompletionChunks(count), TranscriptionReader, ResponsesReader):

@@ -293,7 +293,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(JSON, st.sampled_from([200, 204, 304, 400, 401, 404, 418, 500, 503, 599]))
 def test_any_payload_is_an_error_with_a_message_and_a_status(payload, status):
     error = error_from_payload(payload, status)
@@ -308,7 +308,7 @@ def test_any_payload_is_an_error_with_a_message_and_a_status(payload, status):
     assert isinstance(again, APIStatusError) and again.message
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60), st.text(max_size=20))
 def test_any_body_is_an_error(body, content_type):
     error = error_from_body(500, content_type, body)

@@ -190,7 +190,7 @@ PARTS = st.sampled_from(['{"id":"c",', '"choices":[', '{"index":0,', '"delta":',
                          '"error":', "null", "5", '"x"', "\n", " "])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(PARTS, max_size=12).map("".join) | st.text(max_size=10))
 def test_any_event_is_forwarded_or_raises_our_own_error(data):
     try:

@@ -41,7 +41,7 @@ pytestmark = [
 ]
 
 
-TIMES = float(os.environ.get("FUZZ", "0.5"))  # FUZZ=20 searches forty times as long
+TIMES = float(os.environ.get("FUZZ", "0.25"))  # FUZZ=20 searches eighty times as long
 
 
 def cases(count):

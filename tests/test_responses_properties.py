@@ -11,7 +11,7 @@ hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 
 pytestmark = pytest.mark.filterwarnings("default::hypothesis.errors.HypothesisWarning")
-CASES = hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+CASES = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 CONTEXT = to_chat(
     {
