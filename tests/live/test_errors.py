@@ -1,10 +1,8 @@
 """Errors: status, message, type, param and code are vLLM's own, plain and streamed."""
 
-import re
-
 import pytest
 from cases import CHAT, TOOLS, user
-from oracle import Target, ask
+from oracle import Target, ask, plain
 
 from vllm_bridge import APIConnectionError, APIStatusError, BadRequestError, NotFoundError, UnsupportedOperationError
 
@@ -35,11 +33,6 @@ def error_of(raw):
     """The error of a plain reply, or the first event of a stream that vLLM opened before it noticed."""
     payload = raw.events[0] if raw.data else raw.json
     return payload["error"]
-
-
-def plain(message):
-    """Leave out how many fields the refused body had: the library adds stream_options to a stream."""
-    return re.sub("dict of [0-9]+ items", "dict", message)
 
 
 # The gateway says these itself, in its own words.
