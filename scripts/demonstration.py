@@ -188,13 +188,13 @@ def show_all(url: str, gateway: Gateway, real: bool, serve: bool) -> int:
 def stay(gateway: Gateway, model: str) -> int:
     """Leave the gateway up until Ctrl-C."""
     body = json.dumps({"model": model, "messages": user("Hello")})
-    print("\nThe gateway stays up; Ctrl-C stops it. From another terminal:\n")
-    if shutil.which("curl"):
-        print("    curl %s/v1/chat/completions -H 'Content-Type: application/json' -d '%s'" % (gateway.url, body))
     python = os.path.relpath(sys.executable)
-    print("    %s -m vllm_bridge chat --base-url %s Hello\n" % (python, gateway.url), flush=True)
-    gateway.show_log = True
     try:
+        print("\nThe gateway stays up; Ctrl-C stops it. From another terminal:\n")
+        if shutil.which("curl"):
+            print("    curl %s/v1/chat/completions -H 'Content-Type: application/json' -d '%s'" % (gateway.url, body))
+        print("    %s -m vllm_bridge chat --base-url %s Hello\n" % (python, gateway.url), flush=True)
+        gateway.show_log = True
         code = gateway.process.wait()
     except KeyboardInterrupt:
         return 0
