@@ -101,7 +101,6 @@ class Scripted:
         if not accept:
             self._fill()
 
-
     @property
     def url(self) -> str:
         return "http://127.0.0.1:%d" % self.port
