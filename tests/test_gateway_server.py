@@ -17,6 +17,7 @@ import pytest
 from vllm_bridge.gateway import channel, server as server_module
 from vllm_bridge.gateway.body import BodyError
 from vllm_bridge.gateway.server import GatewayServer, listen
+from vllm_bridge.timed_socket import timed
 
 LONG = 30.0  # seconds: no verdict hangs on it
 TEXT = [("Content-Type", "text/plain")]
@@ -900,37 +901,10 @@ def test_a_connection_without_a_thread_is_closed(monkeypatch: Any, caplog: Any) 
 # ---------------------------------------------------------------- the channel
 
 
-class Flaky:
-    """A socket that reports readable or writable, and then is not."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.flaky = {"recv": 1, "send": 2}
-
-    def __getattr__(self, name: str) -> Any:
-        if self.flaky.get(name):
-            self.flaky[name] -= 1
-            return self.block
-        return getattr(self.sock, name)
-
-    def block(self, *args: Any) -> Any:
-        raise BlockingIOError
-
-
-def test_a_wait_that_was_for_nothing_is_repeated() -> None:
-    left, right = socket.socketpair()
-    with left, right:
-        line = channel.Channel(Flaky(left))  # type: ignore[arg-type]
-        right.send(b"hi")
-        assert line.receive(10, LONG) == b"hi"
-        line.send((b"a", b"b"), LONG)
-        assert right.recv(10) == b"ab"
-
-
 def test_lingering_ends(monkeypatch: Any) -> None:
     monkeypatch.setattr(channel, "_LINGER_IDLE", 0.01)
     left, right = socket.socketpair()
-    with left, right:
+    with timed(left) as sock, right:
         right.send(b"x" * 1000)
-        channel.Channel(left).linger()
+        channel.Channel(sock).linger()
         assert right.recv(10) == b""

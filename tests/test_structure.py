@@ -17,7 +17,7 @@ FLOORS = [
     ("pure", """version errors record records sse http1 chunked masking formdata multipart embedding chat text rerank
                 transcription chunks frames wire responses"""),
     ("settings", "fields config config_file keys retry"),
-    ("I/O", "adapter lean lean_reply reply stream transport"),
+    ("I/O", "timed_socket adapter lean lean_reply reply stream transport"),
     ("calls", "caller model_list"),
     ("providers", "provider vllm"),
     ("library", "__init__"),

@@ -23,6 +23,7 @@ from urllib3.exceptions import ProtocolError
 from .adapter import Exchange, current
 from .http1 import HeadError, field_block
 from .lean_reply import BLOCK, Body, LeanResponse, read_head
+from .timed_socket import TIMED_OUT, TimedSocket, timed
 
 __all__ = ["LeanAdapter"]
 
@@ -42,8 +43,12 @@ class _Target(NamedTuple):
 class _Connection(http.client.HTTPConnection):
     """A connection that knows whether it may carry another request. `idle_since` is of time.monotonic."""
 
-    sock: Optional[socket.socket]
+    sock: Optional[TimedSocket]
     idle_since = 0.0
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = timed(self.sock)  # type: ignore[arg-type]
 
     def is_usable(self, idle_limit: float) -> bool:
         """Tell whether nothing speaks against another request; bytes that nobody asked for do, and so does the end."""
@@ -224,7 +229,7 @@ def _carry(
     complete = True
     try:
         _write(sock, head, request.body)
-    except socket.timeout:
+    except TIMED_OUT:
         raise
     except (BrokenPipeError, ConnectionResetError):
         complete = False  # the server may have answered before it closed: an error, most likely
@@ -255,7 +260,7 @@ def _write(sock: socket.socket, head: bytes, body: Any) -> None:
 
 
 def _raise_as_requests_does(error: BaseException, request: requests.PreparedRequest) -> NoReturn:
-    if isinstance(error, socket.timeout):
+    if isinstance(error, TIMED_OUT):
         raise requests.exceptions.ReadTimeout(error, request=request) from error
     if isinstance(error, (OSError, ProtocolError)):
         raise requests.exceptions.ConnectionError(error, request=request) from error

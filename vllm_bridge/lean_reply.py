@@ -142,7 +142,10 @@ class Body:
         connection = self._connection
         if connection is None or connection.sock is None:
             raise ProtocolError("the connection was closed")
-        data: bytes = connection.sock.recv(size)
+        try:
+            data: bytes = connection.sock.recv(size)
+        except BlockingIOError as error:
+            raise socket.timeout("timed out") from error
         if not data:
             if self._chunks is not None:
                 raise ProtocolError("the connection ended inside a chunked body")

@@ -8,7 +8,6 @@ POST into GET), and a proxy from the environment never captures a loopback addre
 import http.client
 import os
 import re
-import socket
 import tempfile
 import threading
 import time
@@ -30,6 +29,7 @@ from .lean import LeanAdapter
 from .reply import Call, OpenReply, Reply, Watch, cancelled_error
 from .retry import CONNECTION_NOT_MADE
 from .stream import Limits, Reader, Stream
+from .timed_socket import TIMED_OUT
 
 __all__ = ["Transport", "is_loopback"]
 
@@ -328,7 +328,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _is_timeout(error: BaseException) -> bool:
     # In urllib3 a refused connection is a NewConnectionError, and that a ConnectTimeoutError.
-    kinds = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, socket.timeout)
+    kinds = (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError, *TIMED_OUT)
     refused = urllib3.exceptions.NewConnectionError
     return any(isinstance(inner, kinds) and not isinstance(inner, refused) for inner in _chain(error))
 

@@ -9,6 +9,7 @@ from email.utils import formatdate
 from http.server import ThreadingHTTPServer
 from typing import Any, Callable, Dict, Iterable, Optional, Set, Tuple
 
+from ..timed_socket import timed
 from .connection import Connection
 
 __all__ = ["GatewayServer", "listen"]
@@ -179,6 +180,11 @@ class GatewayServer(ThreadingHTTPServer):
             return False
         self.process_request(request, address)
         return True
+
+    def get_request(self) -> Tuple[Any, Any]:
+        """Return the next connection and the address it comes from."""
+        sock, address = self.socket.accept()
+        return timed(sock), address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a connection."""
