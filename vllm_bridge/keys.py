@@ -106,6 +106,8 @@ class KeyRing:
 
     def cooling(self) -> List[Tuple[Key, float]]:
         """Return the keys whose server has not answered again, with the seconds until it is probed."""
+        if not self._down:
+            return []
         with self._lock:
             now = self._clock()
             return [

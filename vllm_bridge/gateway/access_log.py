@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
 from typing import Any, Dict, TextIO
 
@@ -18,25 +19,45 @@ def line(entry: Dict[str, Any], log_format: str) -> str:
     """Return the line of a request; what a client chose is escaped, so that it stays one line."""
     if log_format == "json":
         return json.dumps(entry, separators=(",", ":"))
-    return " ".join("%s=%s" % (name, _shown(value)) for name, value in entry.items() if value is not None)
+    if _PLAIN.match("".join([value for value in entry.values() if type(value) is str])) is None:
+        entry = {name: _shown(value) for name, value in entry.items()}
+    return " ".join(["%s=%s" % pair for pair in entry.items() if pair[1] is not None])
 
 
 def write(text: str) -> None:
     """Log a line at level INFO, without the search for the source line that calls."""
-    logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None))
+    handlers = logger.handlers
+    if len(handlers) == 1 and type(handlers[0]) is _Lines and not (logger.propagate or logger.filters):
+        handlers[0].write(text)
+    else:
+        logger.handle(_record(text))
 
 
-def _shown(value: Any) -> str:
-    if not isinstance(value, str):
-        return str(value)
-    if _PLAIN.match(value) is not None:
+def _record(text: str) -> logging.LogRecord:
+    return logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, str) or _PLAIN.match(value) is not None:
         return value
     return json.dumps(value)
 
 
+class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # no class to be subscripted before 3.11
+    """A handler to which a line can be given as it is: making a record costs more than all else of it."""
+
+    def write(self, text: str) -> None:
+        with self.lock or threading.Lock():
+            try:
+                self.stream.write(text + self.terminator)
+                self.flush()
+            except Exception:
+                self.handleError(_record(text))
+
+
 def set_up(log_format: str, out: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> None:
     """Send the lines of requests to `out` and all other messages of the gateway to `errors`."""
-    handler = logging.StreamHandler(out)
+    handler = _Lines(out)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

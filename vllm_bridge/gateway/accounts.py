@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Any, Dict
+from typing import Any, Dict, Tuple
 
 from ..provider import BaseOpenAIProvider
 from . import access_log
@@ -49,10 +49,23 @@ class Accounts:
             access_log.write(access_log.line(_entry(request, status, seconds), self._log_format))
 
 
+_clock: Tuple[int, str] = (0, "")  # the second that was written last, and how
+
+
+def _now() -> str:
+    global _clock
+    second, text = _clock
+    now = int(time.time())
+    if now != second:
+        text = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+        _clock = (now, text)
+    return text
+
+
 def _entry(request: Request, status: int, seconds: float) -> Dict[str, Any]:
     trace = request.trace
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": _now(),
         "client": request.environ.get("REMOTE_ADDR"),
         "method": request.method,
         "path": request.path,

@@ -1,6 +1,7 @@
 """What the gateway counts, and its text for Prometheus (exposition format 0.0.4)."""
 
 import threading
+from bisect import bisect_left
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .board import Board, Series
@@ -32,18 +33,19 @@ class Metrics:
         self._board = Board(workers)
         self._lock = threading.Lock()
         self._rows: Dict[Any, Series] = {}
+        self._ends: Dict[Tuple[str, str, int], Tuple[Series, Series, Series]] = {}
         self._models: Dict[str, str] = {}
         self._cooling = 0
 
     def claim(self, worker: int) -> None:
         """Count for this worker; to be called once in each process after the fork."""
         self._board.claim(worker)
-        self._rows = {}
+        self._rows, self._ends = {}, {}
         self._cooling = 0
 
     def close(self) -> None:
         """Give the shared memory back."""
-        self._rows = {}
+        self._rows, self._ends = {}, {}
         self._board.close()
 
     def begin(self, operation: str) -> None:
@@ -65,24 +67,32 @@ class Metrics:
     ) -> None:
         """Count a request as answered; `first` is the seconds until its first token."""
         name = self._model(model, status)
-        running = self._row(("vllm_bridge_requests_in_flight", operation), _in_flight)
-        total = self._row(("vllm_bridge_requests_total", operation, name, status), _total)
-        duration = self._row(("vllm_bridge_request_duration_seconds", operation, name), _histogram)
+        key = (operation, name, status)
+        rows = self._ends.get(key)
+        if rows is None:
+            rows = self._ends[key] = self._ends_of(*key)
+        running, total, duration = rows
         with self._lock:
             running.add(-1)
             total.add(1)
             _observe(duration, seconds)
-        if first is not None:
-            row = self._row(("vllm_bridge_first_token_seconds", operation, name), _histogram)
-            with self._lock:
-                _observe(row, first)
-        for direction, count in zip(("prompt", "completion"), tokens):
-            if count:
-                self._add(("vllm_bridge_tokens_total", operation, name, direction), _tokens, count)
-        if retries:
-            self._add(("vllm_bridge_retries_total", operation), _by_operation, retries)
-        if fallbacks:
-            self._add(("vllm_bridge_fallbacks_total", operation), _by_operation, fallbacks)
+            if first is not None:
+                _observe(self._row(("vllm_bridge_first_token_seconds", operation, name), _histogram), first)
+            if tokens[0]:
+                self._row(("vllm_bridge_tokens_total", operation, name, "prompt"), _tokens).add(tokens[0])
+            if tokens[1]:
+                self._row(("vllm_bridge_tokens_total", operation, name, "completion"), _tokens).add(tokens[1])
+            if retries:
+                self._row(("vllm_bridge_retries_total", operation), _by_operation).add(retries)
+            if fallbacks:
+                self._row(("vllm_bridge_fallbacks_total", operation), _by_operation).add(fallbacks)
+
+    def _ends_of(self, operation: str, name: str, status: int) -> Tuple[Series, Series, Series]:
+        return (
+            self._row(("vllm_bridge_requests_in_flight", operation), _in_flight),
+            self._row(("vllm_bridge_requests_total", operation, name, status), _total),
+            self._row(("vllm_bridge_request_duration_seconds", operation, name), _histogram),
+        )
 
     def cooled(self, servers: int) -> None:
         """Tell how many servers are cooling off, as this process sees it."""
@@ -101,11 +111,6 @@ class Metrics:
                 if label.partition("{")[0] == name:
                     lines += _printed(name, kind, label[len(name) + 1:-1], totals[key])
         return ("\n".join(lines) + "\n").encode("utf-8")
-
-    def _add(self, key: Tuple[Any, ...], describe: "Callable[..., Tuple[str, int]]", value: float) -> None:
-        row = self._row(key, describe)
-        with self._lock:
-            row.add(value)
 
     def _row(self, key: Tuple[Any, ...], describe: "Callable[..., Tuple[str, int]]") -> Series:
         row = self._rows.get(key)
@@ -126,12 +131,7 @@ class Metrics:
 
 
 def _observe(row: Series, seconds: float) -> None:
-    for index, bound in enumerate(_BOUNDS):
-        if seconds <= bound:
-            row.add(1, index)
-            break
-    else:
-        row.add(1, len(_BOUNDS))
+    row.add(1, bisect_left(_BOUNDS, seconds))
     row.add(seconds, len(_BOUNDS) + 1)
 
 
