@@ -18,7 +18,7 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional
 
 import pytest
 
-from vllm_bridge import cli, terminal
+from vllm_bridge import cli, commands, terminal
 from vllm_bridge.echo import EchoServer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -514,7 +514,7 @@ def test_ctrl_c_is_130_also_when_nothing_can_be_written(echo: EchoServer, monkey
 
     monkeypatch.setenv("VLLM_BASE_URL", echo.url)
     monkeypatch.setattr(sys, "stderr", Screen())
-    monkeypatch.setitem(cli.COMMANDS, "models", interrupted)
+    monkeypatch.setitem(commands.COMMANDS, "models", interrupted)
     for out in (Screen(), Broken(OSError(5, "gone"))):
         monkeypatch.setattr(sys, "stdout", out)
         assert cli.main(["models"]) == (130 if type(out) is Screen else 1)

@@ -3,7 +3,6 @@
 import argparse
 import io
 import time
-import wave
 from typing import Any, Callable, Dict, List, Tuple
 
 from .commands import print_json
@@ -112,6 +111,8 @@ def _rerank(provider: VLLMProvider, model: str) -> Finding:
 
 
 def _transcription(provider: VLLMProvider, model: str) -> Finding:
+    import wave  # only a check of a transcription model needs it
+
     silence = io.BytesIO()
     with wave.open(silence, "wb") as file:
         file.setparams((1, 2, 16000, 0, "NONE", "not compressed"))

@@ -4,15 +4,12 @@ Exit codes: 0 done, 1 a call failed, 2 wrong usage, 130 Ctrl-C.
 """
 
 import argparse
-import difflib
 import json
 import re
 import signal
 import sys
-from typing import Any, Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NoReturn, Optional, Sequence, Tuple
 
-from .check import check
-from .commands import COMMANDS
 from .config import Key, NetworkConfig, ProviderConfig, normalise_base_url
 from .errors import APITimeoutError, BridgeError, ConfigError
 from .terminal import Terminal, WrongUsage
@@ -72,6 +69,9 @@ def _run(argv: List[str], terminal: Terminal) -> int:
             from .gateway import command
 
             return int(command.run(asked))
+        from .check import check  # the gateway starts without them
+        from .commands import COMMANDS
+
         with _provider(asked) as provider:
             run = check if asked.command == "check" else COMMANDS[asked.command]
             return run(provider, asked, terminal)
@@ -106,14 +106,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         found = re.search(r"invalid choice: '([^']*)'", message)
         if found and "COMMAND" in message:
-            near = difflib.get_close_matches(found.group(1), _HELP, 1)
             message = "no command %r%s; the first word is one of: %s" % (
-                found.group(1), " (did you mean %s?)" % near[0] if near else "", ", ".join(_HELP))
+                found.group(1), _meant([found.group(1)], _HELP), ", ".join(_HELP))
         super().error(message)
 
 
 def _parse(argv: List[str]) -> argparse.Namespace:
-    parser, commands = _parsers("serve" in argv)
+    parser, commands = _parsers(argv)
     asked, rest = parser.parse_known_args(argv)
     if asked.command is None:
         parser.print_help(sys.stderr)
@@ -121,7 +120,8 @@ def _parse(argv: List[str]) -> argparse.Namespace:
     mine = commands[asked.command]
     options = [word for word in rest if word.startswith("-") and word != "-"]
     if options or (rest and not hasattr(asked, "words")):
-        mine.error("unrecognized arguments: %s%s" % (" ".join(rest), _meant(options, mine)))
+        known = re.findall(r"--[a-z-]+", mine.format_help())
+        mine.error("unrecognized arguments: %s%s" % (" ".join(rest), _meant(options, known)))
     if rest:  # words behind an option that came between them
         asked.words = asked.words + rest
     if hasattr(asked, "parameters"):
@@ -130,9 +130,11 @@ def _parse(argv: List[str]) -> argparse.Namespace:
     return asked
 
 
-def _meant(options: List[str], parser: argparse.ArgumentParser) -> str:
-    known = re.findall(r"--[a-z-]+", parser.format_help())
-    near = [match for option in options for match in difflib.get_close_matches(option.partition("=")[0], known, 1)]
+def _meant(words: List[str], known: Iterable[str]) -> str:
+    """Name the first of `known` that is near one of `words`."""
+    import difflib  # only a mistake needs it
+
+    near = [match for word in words for match in difflib.get_close_matches(word.partition("=")[0], known, 1)]
     return " (did you mean %s?)" % near[0] if near else ""
 
 
@@ -148,8 +150,11 @@ def _take_early(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> N
             setattr(asked, name, early)
 
 
-def _parsers(with_serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
-    """Return the parser and those of the commands; the gateway is loaded only for its own."""
+def _parsers(argv: List[str]) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
+    """Return the parser and those of the commands that `argv` can mean: where a command comes first, that one.
+
+    Each parser takes half a millisecond to make, and the gateway is loaded only for its own.
+    """
     parser = _Parser(
         prog="vllm-bridge", description="vLLM servers from the command line.", epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -158,24 +163,41 @@ def _parsers(with_serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentPars
     _connection(parser, "early_")
     choose = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     commands: Dict[str, argparse.ArgumentParser] = {}
-    for name, text in _HELP.items():
+    for name in argv[:1] if argv and argv[0] in _HELP else _HELP:
+        text = _HELP[name]
         commands[name] = mine = choose.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        if name == "serve":
-            if with_serve:
-                from .gateway import command
+        if name != "serve":
+            _arguments(name, mine)
+        elif "serve" in argv:
+            from .gateway import command
 
-                command.add_arguments(mine)
-            continue
-        _connection(mine)
-        mine.add_argument("--json", action="store_true", help="print the whole reply as JSON")
-        if name != "models":
-            mine.add_argument("--model", "-m", help="the model; may be left out if the server has one")
-        if name not in ("models", "check"):
-            mine.add_argument("--param", "-p", action="append", default=[], type=_parameter, dest="parameters",
-                              metavar="NAME=VALUE", help="any parameter of the request; the value is JSON or a string")
-    _positionals(commands)
+            command.add_arguments(mine)
     return parser, commands
+
+
+def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _connection(parser)
+    add("--json", action="store_true", help="print the whole reply as JSON")
+    if name != "models":
+        add("--model", "-m", help="the model; may be left out if the server has one")
+    if name not in ("models", "check"):
+        add("--param", "-p", action="append", default=[], type=_parameter, dest="parameters", metavar="NAME=VALUE",
+            help="any parameter of the request; the value is JSON or a string")
+    if name in ("chat", "responses", "complete"):
+        add("words", nargs="*", metavar="PROMPT",
+            help="may be several words; - stands for standard input, which is also read if there is none")
+    if name in ("chat", "responses"):
+        add("--system", "-s", metavar="TEXT", help="the system message")
+    lines = "one an argument; without any, one a line of standard input"
+    if name == "embed":
+        add("words", nargs="*", metavar="TEXT", help=lines)
+    elif name == "rerank":
+        add("query", metavar="QUERY")
+        add("words", nargs="*", metavar="DOCUMENT", help=lines)
+    elif name == "transcribe":
+        add("file", metavar="FILE", help="an audio file; - is standard input")
 
 
 def _connection(parser: argparse.ArgumentParser, prefix: str = "") -> None:
@@ -185,19 +207,6 @@ def _connection(parser: argparse.ArgumentParser, prefix: str = "") -> None:
     add("--api-key", dest=prefix + "api_key", metavar="KEY", help=hidden or "its API key")
     add("--timeout", dest=prefix + "timeout", type=float, metavar="SECONDS",
         help=hidden or "silence after which a call is given up (default: 300, in a stream 120, in check 30)")
-
-
-def _positionals(commands: Dict[str, argparse.ArgumentParser]) -> None:
-    words = "may be several words; - stands for standard input, which is also read if there is none"
-    for name in ("chat", "responses", "complete"):
-        commands[name].add_argument("words", nargs="*", metavar="PROMPT", help=words)
-    for name in ("chat", "responses"):
-        commands[name].add_argument("--system", "-s", metavar="TEXT", help="the system message")
-    lines = "one an argument; without any, one a line of standard input"
-    commands["embed"].add_argument("words", nargs="*", metavar="TEXT", help=lines)
-    commands["rerank"].add_argument("query", metavar="QUERY")
-    commands["rerank"].add_argument("words", nargs="*", metavar="DOCUMENT", help=lines)
-    commands["transcribe"].add_argument("file", metavar="FILE", help="an audio file; - is standard input")
 
 
 def _parameter(text: str) -> Tuple[str, Any]:
