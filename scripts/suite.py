@@ -1,8 +1,10 @@
 """The steps of ./scripts/test: linters and coverage on this Python, then the tests on the Pythons given as arguments.
 
-A test that failed runs once more, with the others that failed: on a busy machine a limit of time may have passed. The
-summary names those that passed then. The last line counts tests like pytest; a linter or a gate that failed counts as
-one failure. Exit code 0 or 1.
+The tests of one Python are two runs of pytest at a time, one for each core of a small machine: the files of `WAITING`
+mostly wait for time limits and for programs that they start, the others mostly compute. A test that failed runs once
+more, alone, with the others that failed: on a busy machine a limit of time may have passed. The summary names those
+that passed then. The last line counts tests like pytest; a linter or a gate that failed counts as one failure. Exit
+code 0 or 1. ``VLLM_BRIDGE_LONG=1`` holds for the first Python alone.
 """
 
 import os
@@ -12,106 +14,162 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from types import FrameType
-from typing import Any, Dict, List, Optional
+from typing import Any, Counter, Dict, List, Optional
 
 RERUN = 10  # failures of a suite up to which they run once more
-LIMIT = 1800.0  # seconds for one suite; a quiet machine needs a tenth
+LIMIT = 1800.0  # seconds for one run; a quiet machine needs a tenth
+LONG = "VLLM_BRIDGE_LONG"
+WAITING = """
+bench caller cli echo_server gateway_disconnect gateway_faces gateway_load gateway_serve gateway_workers
+hostile_upstream live_rig packaging provider readme reply scripts secrets soak stream transport
+""".split()
 TITLE = """
 import platform, requests, urllib3
 print("Python %s, requests %s, urllib3 %s" % (platform.python_version(), requests.__version__, urllib3.__version__))
 """
+BAD = ("failed", "error", "errors")
 RUNNING: List["subprocess.Popen[bytes]"] = []
 
 
-class Suite:
-    """One run of pytest in a process group of its own; its output is shown now, or kept for later."""
+class Run:
+    """One run of pytest in a process group of its own; its output is kept until `show`, then shown as it comes."""
 
-    def __init__(self, python: str, arguments: List[str], live: bool) -> None:
-        self.title = "the environment of %s" % python
+    def __init__(self, python: str, arguments: List[str], environ: Dict[str, str]) -> None:
         self.code: Optional[int] = None
         self.counts: Dict[str, int] = {}
-        self.last = "no result"
-        self.output = b""
-        self.unsteady: List[str] = []
-        self._live = live
-        self._python = python
-        self._arguments = arguments
-        self._thread = threading.Thread(target=self._run)
+        self._output = b""
+        self._shown: Optional[int] = None
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [python, "-m", "pytest", "-q"] + arguments, env=environ,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )
+        RUNNING.append(self._process)
+        self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait for its end; interruptible."""
-        while self._thread.is_alive():
+    def show(self) -> None:
+        """Write what came so far, and from now on what comes, to standard output, until the end."""
+        with self._lock:
+            write(self._output)
+            self._shown = len(self._output)
+        while self._thread.is_alive():  # not one long join, which no signal would interrupt
             self._thread.join(0.2)
 
     @property
-    def ok(self) -> bool:
-        return self.code == 0
+    def text(self) -> str:
+        return self._output.decode("utf-8", "replace")
 
-    def _run(self) -> None:
+    @property
+    def failed(self) -> List[str]:
+        """The names of what failed, as the summary of pytest lists them."""
+        return re.findall(r"^(?:FAILED|ERROR) (\S+)", self.text, re.MULTILINE)
+
+    def _read(self) -> None:
+        limit = threading.Timer(LIMIT, stop, [self._process])
+        limit.daemon = True
+        limit.start()
+        assert self._process.stdout is not None
+        with self._process.stdout:
+            while True:
+                block = os.read(self._process.stdout.fileno(), 65536)
+                if not block:
+                    break
+                with self._lock:
+                    self._output += block
+                    if self._shown is not None:
+                        write(block)
+        code = self._process.wait()
+        limit.cancel()
+        RUNNING.remove(self._process)
+        results = re.findall(r"^=*\s*((?:\d+ [a-z]+(?:, )?)+) in \d[\d.]*s\b", self.text, re.MULTILINE)
+        if results:
+            self.counts = {word: int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", results[-1])}
+        self.code = code
+
+
+class Suite:
+    """All tests on one Python."""
+
+    def __init__(self, python: str, environ: Dict[str, str], covered: bool = False) -> None:
+        self.title = "the environment of %s" % python
+        self.last = "could not be made"
+        self.counts: Counter[str] = Counter()
+        self.problems: List[str] = []  # what is wrong beside tests that failed
+        self.unsteady: List[str] = []
+        self._python = python
+        self._environ = environ
+        self._covered = covered
+
+    def run(self) -> None:
         try:
             self.title = subprocess.check_output([self._python, "-c", TITLE]).decode().strip()
         except (OSError, subprocess.CalledProcessError):
-            self.last = "could not be made"
+            self.problems.append("")
             return
-        self._say(("\n== %s ==\n" % self.title).encode())
-        with tempfile.TemporaryDirectory() as cache:
-            keep = ["-o", "cache_dir=" + cache]
-            self.code = self._pytest(keep + self._arguments)
-            self._count()
-            failures = self.counts.get("failed", 0) + self.counts.get("error", 0) + self.counts.get("errors", 0)
-            if self.code == 1 and 0 < failures <= RERUN:
-                self._again(keep, failures)
+        write(("\n== %s ==\n" % self.title).encode())
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [self._start(folder, number, files) for number, files in enumerate(halves())]
+            for run in runs:
+                run.show()
+                self.counts.update(run.counts)
+            if self._covered:
+                self._measure(folder, len(runs))
+            failures = sum(self.counts[word] for word in BAD)
+            if 0 < failures <= RERUN and all(run.code in (0, 1) for run in runs):
+                for number, run in enumerate(runs):
+                    if run.code:
+                        self._again(folder, number, run)
+        for run in runs:
+            if run.code and not any(run.counts.get(word) for word in BAD):
+                self.problems.append("exit code %s: without a failed test it is the time limit" % run.code)
+        found = ", ".join("%d %s" % (self.counts[word], word) for word in sorted(self.counts) if self.counts[word])
+        self.last = "%s in %.0fs" % (found or "no tests", time.monotonic() - started)
 
-    def _again(self, keep: List[str], failures: int) -> None:
-        first, counts = self.last, self.counts
-        names = re.findall(r"^(?:FAILED|ERROR) (\S+)", self.output.decode("utf-8", "replace"), re.MULTILINE)
-        self._say(b"\n-- what failed, once more --\n")
-        code = self._pytest(keep + ["--last-failed", "--last-failed-no-failures=none"])
-        self._count()
-        if code == 0:
-            self.unsteady = names
-            self.code = 1 if b"FAIL Required test coverage" in self.output else 0
-            counts["passed"] = counts.get("passed", 0) + failures
-            counts = {word: number for word, number in counts.items() if not re.match("failed|error", word)}
-        self.last, self.counts = first, counts
+    def _start(self, folder: str, number: int, files: List[str]) -> Run:
+        """Start one half of the tests."""
+        environ = dict(self._environ)
+        arguments = ["-o", "cache_dir=%s/%d" % (folder, number)]
+        if self._covered:
+            environ["COVERAGE_FILE"] = "%s/coverage.%d" % (folder, number)
+            arguments += ["--cov=vllm_bridge", "--cov-report=", "--cov-fail-under=0"]  # the gate is for both halves
+        return Run(self._python, arguments + files, environ)
 
-    def _pytest(self, arguments: List[str]) -> int:
-        process = subprocess.Popen(
-            [self._python, "-m", "pytest", "-q"] + arguments,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )
-        RUNNING.append(process)
-        limit = threading.Timer(LIMIT, stop, [process])
-        limit.daemon = True
-        limit.start()
-        assert process.stdout is not None
-        with process.stdout:
-            while True:
-                block = os.read(process.stdout.fileno(), 65536)
-                if not block:
-                    break
-                self._say(block)
-        code = process.wait()
-        limit.cancel()
-        RUNNING.remove(process)
-        return code
+    def _measure(self, folder: str, parts: int) -> None:
+        """Report the coverage of both halves together, and hold it to the gate of setup.cfg."""
+        environ = dict(self._environ, COVERAGE_FILE=folder + "/coverage")
+        coverage = [self._python, "-m", "coverage"]
+        files = ["%s/coverage.%d" % (folder, number) for number in range(parts)]
+        if subprocess.call(coverage + ["combine", "-q"] + files, env=environ) or subprocess.call(
+                coverage + ["report"], env=environ):
+            self.problems.append("the coverage is too low, or could not be measured")
 
-    def _say(self, block: bytes) -> None:
-        self.output += block
-        if self._live:
-            show(block)
-
-    def _count(self) -> None:
-        lines = self.output.decode("utf-8", "replace").splitlines()
-        results = [line.strip("= ") for line in lines if re.search(r"\b\d+ [a-z]+.* in \d[\d.]*s\b", line)]
-        if results:
-            self.last = results[-1]
-            self.counts = {word: int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", self.last)}
+    def _again(self, folder: str, number: int, run: Run) -> None:
+        """Run what failed once more; if it passes, it has passed."""
+        write(b"\n-- what failed, once more --\n")
+        again = Run(self._python, [
+            "-o", "cache_dir=%s/%d" % (folder, number), "--last-failed", "--last-failed-no-failures=none",
+        ], self._environ)
+        again.show()
+        if again.code == 0:
+            self.unsteady += run.failed
+            for word in BAD:
+                self.counts["passed"] += run.counts.get(word, 0)
+                self.counts[word] -= run.counts.get(word, 0)
 
 
-def show(block: bytes) -> None:
+def halves() -> List[List[str]]:
+    """Return the arguments of the runs of pytest; one run if the project has none of the files of `WAITING`."""
+    there = [path for path in ("tests/test_%s.py" % name for name in WAITING) if os.path.exists(path)]
+    if not there:
+        return [[]]
+    return [["--ignore=" + path for path in there], there]
+
+
+def write(block: bytes) -> None:
     """Write to standard output at once."""
     sys.stdout.buffer.write(block)
     sys.stdout.buffer.flush()
@@ -142,23 +200,17 @@ def run(pythons: List[str]) -> int:
         code = subprocess.call([sys.executable, "-m"] + command)
         summary.append("%s: %s" % (name, "ok" if code == 0 else "failed"))
         failed += code != 0
-    here = Suite(sys.executable, ["--cov=vllm_bridge", "--cov-report=term"], live=True)
-    here.wait()
-    others = []
-    for python in pythons:  # one after the other: the tests measure time limits, and want the machine for themselves
-        others.append(Suite(python, [], live=True))
-        others[-1].wait()
+    short = {name: value for name, value in os.environ.items() if name != LONG}
+    suites = [Suite(sys.executable, dict(os.environ), covered=True)] + [Suite(python, short) for python in pythons]
     passed = skipped = 0
-    for suite in [here] + others:
+    for suite in suites:  # one after the other: the tests measure time limits
+        suite.run()
         summary.append("%s: %s" % (suite.title, suite.last))
         summary += ["    passed when run again: %s" % name for name in suite.unsteady]
-        bad = suite.counts.get("failed", 0) + suite.counts.get("error", 0) + suite.counts.get("errors", 0)
-        if not suite.ok and not bad:
-            summary.append("    exit code %s: without a failed test it is the coverage, or the time limit" % suite.code)
-            bad = 1
-        failed += bad
-        passed += suite.counts.get("passed", 0)
-        skipped += suite.counts.get("skipped", 0)
+        summary += ["    " + problem for problem in suite.problems if problem]
+        failed += sum(suite.counts[word] for word in BAD) + len(suite.problems)
+        passed += suite.counts["passed"]
+        skipped += suite.counts["skipped"]
     print("\n" + "\n".join(summary))
     print("%d passed, %d failed, %d skipped" % (passed, failed, skipped), flush=True)
     return 1 if failed else 0

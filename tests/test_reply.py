@@ -179,7 +179,7 @@ def read_all_of(body, headers=None, **settings):
     response = requests.Response()
     response.raw = raw
     response.headers.update(headers or {})
-    read = reply._read1_of(response)
+    read = reply._read1_of(response, response.headers)
     return b"".join(iter(read, b""))
 
 

@@ -69,6 +69,9 @@ class Caller:
         self.ring = KeyRing(config.resolved_keys())
         self.transport = Transport(network, config.proxy_config)
         self._headers: Dict[Key, Dict[str, str]] = {key: self._headers_for(key) for key in self.ring.keys}
+        self._json_headers = {
+            key: {**headers, "Content-Type": "application/json"} for key, headers in self._headers.items()
+        }
 
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
@@ -107,7 +110,6 @@ class Caller:
 
     def _attempts(self, attempt: Callable[[Key, Optional[float]], T], model: Optional[str], options: Options) -> T:
         network, ring, trace = self.network, self.ring, options.trace
-        policy = RetryPolicy(options.max_retries, network.retry_backoff_initial_ms, network.retry_backoff_max_ms)
         deadline = None if options.deadline is None else time.monotonic() + options.deadline
         tried: FrozenSet[Key] = frozenset()
         retries = 0
@@ -127,6 +129,9 @@ class Caller:
                 elif error.status_code is not None:
                     ring.succeeded(key)
                 other = not (options.key_id or options.key_name) and ring.other_left(model, tried)
+                policy = RetryPolicy(
+                    options.max_retries, network.retry_backoff_initial_ms, network.retry_backoff_max_ms
+                )
                 wait = error.retry_after
                 if not policy.should_retry(error, attempt=retries, other_key_left=other, retry_after=wait):
                     raise
@@ -152,18 +157,19 @@ class Caller:
         deadline: Optional[float],
         streams: bool = False,
     ) -> Call:
-        headers = self._headers[key].copy()
-        if streams:
-            headers["Accept"] = "text/event-stream"
-            headers["Cache-Control"] = "no-cache"
         body: Any = wire
-        if isinstance(wire, MultipartBody):
-            headers["Content-Type"] = wire.content_type
-        elif wire is not None:
-            headers["Content-Type"] = "application/json"
+        if isinstance(wire, dict):
+            headers = self._json_headers[key].copy()
             if model is not None and key.aliases:
                 wire = {**wire, "model": KeyRing.resolve_alias(key, model)}
             body = to_json(wire)
+        else:
+            headers = self._headers[key].copy()
+            if wire is not None:
+                headers["Content-Type"] = wire.content_type
+        if streams:
+            headers["Accept"] = "text/event-stream"
+            headers["Cache-Control"] = "no-cache"
         if options.headers:
             headers = _overridden(headers, options.headers)
         if _REQUEST_ID not in headers:
@@ -203,7 +209,8 @@ def _named(name: str) -> str:
 
 def _overridden(headers: Dict[str, str], others: Dict[str, str]) -> Dict[str, str]:
     if len(others) == 1 and _REQUEST_ID in others:  # nearly every request of a gateway
-        return {**headers, **others}
+        headers.update(others)
+        return headers
     names = {name.lower() for name in others}
     kept = {name: value for name, value in headers.items() if name.lower() not in names}
     kept.update((_named(name), value) for name, value in others.items())

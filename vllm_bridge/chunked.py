@@ -6,7 +6,7 @@ The gateway's server reads request bodies with it, the adapter response bodies.
 import re
 from typing import List, Tuple
 
-from .http1 import Fields, ProtocolError, checked_fields
+from .http1 import Pairs, ProtocolError, checked_fields
 
 __all__ = ["ChunkError", "ChunkedDecoder"]
 
@@ -45,7 +45,7 @@ class ChunkedDecoder:
     def __init__(self) -> None:
         self.finished = False
         self.rest = b""
-        self.trailers: Fields = []
+        self.trailers: Pairs = []
         self._state = _SIZE
         self._left = 0
         self._pending = b""

@@ -103,7 +103,7 @@ def names(value: Any, path: str) -> Tuple[str, ...]:
 
 def mapping(value: Any, path: str) -> Dict[str, Any]:
     """Return an object, its names being strings, as a new dict."""
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):  # the second is slow
         raise wrong(path, "an object", value, secret=True)
     for name in value:
         if not isinstance(name, str):
@@ -173,20 +173,26 @@ def check_headers(headers: Any, path: str, environ: Optional[Mapping[str, str]] 
     are refused: the connection sets them.
     """
     checked: Dict[str, str] = {}
-    lower = set()
+    seen = set()
     for name, value in mapping(headers, path).items():
-        where = "%s.%s" % (path, name if _TOKEN.match(name) else quoted(name))
-        if not _TOKEN.match(name):
-            raise ConfigError("%s: is no header name; letters, digits and - are" % where)
-        if name.lower() in _FRAMING:
-            raise ConfigError("%s: is set by the connection itself; leave it out" % where)
-        if name.lower() in lower:
-            raise ConfigError("%s: is there twice, in different case" % where)
-        lower.add(name.lower())
+        folded = name.lower()
+        if folded in seen or folded in _FRAMING or not _TOKEN.match(name):
+            raise _unfit(name, path, folded in seen)
+        seen.add(folded)
+        where = "%s.%s" % (path, name)
         if environ is not None:
             value = env_text(value, where, environ, secret=True)
         checked[name] = header_text(text(value, where, secret=True), where)
     return checked
+
+
+def _unfit(name: str, path: str, twice: bool) -> ConfigError:
+    """Say why a header may not have this name."""
+    if not _TOKEN.match(name):
+        return ConfigError("%s.%s: is no header name; letters, digits and - are" % (path, quoted(name)))
+    if twice:
+        return ConfigError("%s.%s: is there twice, in different case" % (path, name))
+    return ConfigError("%s.%s: is set by the connection itself; leave it out" % (path, name))
 
 
 def normalise_timeout(

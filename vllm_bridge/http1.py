@@ -6,9 +6,10 @@ are smuggled past one of them. Chunked bodies are taken apart in chunked.py.
 """
 
 import re
-from typing import Dict, List, Optional, Pattern, Tuple, Union
+from typing import Dict, ItemsView, Iterator, List, Mapping, Optional, Pattern, Tuple, Union
 
 __all__ = [
+    "Fields",
     "HeadError",
     "ProtocolError",
     "RequestHead",
@@ -24,7 +25,7 @@ MAX_HEAD = 64 * 1024  # bytes of a whole head
 MAX_FIELDS = 100  # header lines
 
 Buffer = Union[bytes, bytearray]
-Fields = List[Tuple[str, str]]
+Pairs = List[Tuple[str, str]]
 
 
 class ProtocolError(ValueError):
@@ -66,6 +67,31 @@ _ABSOLUTE = re.compile(r"https?://([^/?@]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _HOST = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _SINGLE = frozenset(("content-length", "host", "transfer-encoding"))
+
+
+class Fields(Mapping[str, str]):
+    """Header fields, found by their names in any case; iterating gives the names in lower case."""
+
+    __slots__ = ("_lower",)
+
+    def __init__(self, lower: Dict[str, str]) -> None:
+        self._lower = lower
+
+    def __getitem__(self, name: str) -> str:
+        return self._lower[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lower)
+
+    def __len__(self) -> int:
+        return len(self._lower)
+
+    def __repr__(self) -> str:
+        return "Fields(%r)" % self._lower
+
+    def lower_items(self) -> ItemsView[str, str]:
+        """Return (lower-case name, value) of each field, as requests' own mapping does."""
+        return self._lower.items()
 
 
 class _Head:
@@ -181,21 +207,21 @@ class ResponseHead(_Head):
             self.keep_alive = False
 
 
-def split_fields(block: str) -> Fields:
+def split_fields(block: str) -> Pairs:
     """Return (lower-case name, value) of each line of a block that has been checked."""
     parts = [line.partition(":") for line in block.split("\r\n")]
     del parts[-1]  # what follows the last line's end
     return [(name.lower(), value.strip(" \t")) for name, _, value in parts]
 
 
-def checked_fields(block: str) -> Fields:
+def checked_fields(block: str) -> Pairs:
     """Return (lower-case name, value) of header or trailer lines; raises ValueError."""
     if _FIELD_LINES.fullmatch(block) is None:
         raise ValueError("a header name or value has a character that HTTP does not allow")
     return split_fields(block)
 
 
-def _joined(headers: Fields) -> Dict[str, str]:
+def _joined(headers: Pairs) -> Dict[str, str]:
     fields: Dict[str, str] = {}
     for name, value in headers:
         if name not in fields:
@@ -241,7 +267,7 @@ def parse_response_head(head: Buffer, method: str) -> ResponseHead:
     return ResponseHead(int(status), reason or "", minor, block, method)
 
 
-def field_block(headers: Fields) -> str:
+def field_block(headers: Pairs) -> str:
     """Write header lines; raises ValueError where one would not be read back as it is."""
     block = "".join(["%s: %s\r\n" % pair for pair in headers])
     if block.count("\n") != len(headers) or _FIELD_LINES.fullmatch(block) is None:

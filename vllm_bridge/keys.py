@@ -18,6 +18,7 @@ __all__ = ["FIRST_COOL_OFF", "LONGEST_COOL_OFF", "KeyRing"]
 FIRST_COOL_OFF = 1.0  # seconds; doubled by every probe that fails
 LONGEST_COOL_OFF = 30.0
 _NAMES_SHOWN = 10  # models that a message lists
+_KNOWN = 1000  # models whose keys are kept
 
 
 class _Down:
@@ -56,6 +57,7 @@ class KeyRing:
         self._lock = threading.Lock()
         self._down: Dict[Optional[str], _Down] = {}
         self._rules = [(key, _Rule(key)) for key in self.keys]
+        self._known: Dict[Optional[str], List[Key]] = {}  # the keys for a model, once they have been found
 
     def select(
         self,
@@ -72,7 +74,12 @@ class KeyRing:
         """
         if model is not None and not isinstance(model, str):
             raise BadRequestError("model: expected a string, got %s" % type(model).__name__, param="model")
-        candidates = self._candidates(model, key_id, key_name)
+        pinned = key_id or key_name
+        candidates = None if pinned else self._known.get(model)
+        if candidates is None:
+            candidates = self._candidates(model, key_id, key_name)
+            if not pinned and len(self._known) < _KNOWN:
+                self._known[model] = candidates
         if exclude:
             candidates = [key for key in candidates if key not in exclude] or candidates
         if not self._down:  # a dict's truth is read at once; all servers well is the common case

@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+from types import FunctionType, ModuleType
 from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Set, Tuple
 from urllib.parse import urlsplit
 
@@ -25,7 +26,7 @@ from .http1 import HeadError, field_block
 from .lean_reply import BLOCK, Body, LeanResponse, read_head
 from .timed_socket import TIMED_OUT, TimedSocket, timed
 
-__all__ = ["LeanAdapter"]
+__all__ = ["LeanAdapter", "is_own"]
 
 _URLS = 256  # addresses taken apart and kept
 
@@ -45,16 +46,24 @@ class _Connection(http.client.HTTPConnection):
 
     sock: Optional[TimedSocket]
     idle_since = 0.0
+    _poll: Any = None
 
     def connect(self) -> None:
         super().connect()
         self.sock = timed(self.sock)  # type: ignore[arg-type]
+        self._poll = None
 
     def is_usable(self, idle_limit: float) -> bool:
         """Tell whether nothing speaks against another request; bytes that nobody asked for do, and so does the end."""
-        if self.sock is None or time.monotonic() - self.idle_since > idle_limit:
+        sock = self.sock
+        if sock is None or time.monotonic() - self.idle_since > idle_limit:
             return False
-        return not _readable(self.sock)
+        if self._poll is None:
+            if not hasattr(select, "poll"):  # pragma: no cover - Windows
+                return not select.select([sock], [], [], 0)[0]
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
+        return not self._poll.poll(0)
 
 
 class LeanAdapter(BaseAdapter):
@@ -88,7 +97,8 @@ class LeanAdapter(BaseAdapter):
         fields = list(request.headers.items())
         names = {name.lower() for name, _ in fields}
         proxied = proxies and any(proxies.values()) and select_proxy(request.url or "", proxies)
-        if target is None or proxied or _is_replaced() or not _is_plain(request.body, names, limits):
+        stock = is_own(HTTPAdapter.send, requests.adapters)
+        if target is None or proxied or not stock or not _is_plain(request.body, names, limits):
             request.headers = CaseInsensitiveDict(fields)
             return self._other.send(
                 request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
@@ -179,14 +189,6 @@ class LeanAdapter(BaseAdapter):
         return target
 
 
-def _readable(sock: socket.socket) -> bool:
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([sock], [], [], 0)[0])  # pragma: no cover - Windows
-
-
 def _taken_apart(url: str) -> Optional[_Target]:
     try:
         parts = urlsplit(url)
@@ -205,9 +207,10 @@ def _taken_apart(url: str) -> Optional[_Target]:
     return _Target((host, port or 80), path, shown if port in (None, 80) else "%s:%d" % (shown, port))
 
 
-def _is_replaced() -> bool:
-    """Tell whether somebody has put another function in the place of requests' own way of sending."""
-    return getattr(HTTPAdapter.send, "__globals__", None) is not vars(requests.adapters)
+def is_own(function: Any, module: ModuleType) -> bool:
+    """Tell whether a function is the one that requests brings, and not somebody's in its place."""
+    # A proxy object (wrapt) would show the globals of what it wraps.
+    return type(function) is FunctionType and function.__globals__ is module.__dict__
 
 
 def _is_plain(body: Any, names: Set[str], limits: Any) -> bool:
@@ -215,7 +218,11 @@ def _is_plain(body: Any, names: Set[str], limits: Any) -> bool:
         return False
     if "transfer-encoding" in names or (body is not None and "content-length" not in names):
         return False
-    return len(limits) == 2 and all(limit is None or isinstance(limit, (int, float)) for limit in limits)
+    return len(limits) == 2 and _is_limit(limits[0]) and _is_limit(limits[1])
+
+
+def _is_limit(limit: Any) -> bool:
+    return limit is None or type(limit) is float or isinstance(limit, (int, float))
 
 
 def _carry(

@@ -209,12 +209,14 @@ class LeanResponse(requests.Response):
         self.reason = body.reason
         self.url = request.url or ""
         self.request = request
-        self.headers = headers = CaseInsensitiveDict(body.head.fields)
-        coding = headers.get("content-encoding", "identity")
-        self.raw = body if coding == "identity" else _DecodedBody(body, headers)
+        self.fields = fields = body.head.fields
+        coding = fields.get("content-encoding", "identity")
+        self.raw = body if coding == "identity" else _DecodedBody(body, fields)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "cookies":
+        if name == "headers":
+            self.headers = CaseInsensitiveDict(self.fields)
+        elif name == "cookies":
             self.cookies = RequestsCookieJar()
         elif name == "encoding":
             self.encoding = get_encoding_from_headers(self.headers)

@@ -334,11 +334,10 @@ class BaseOpenAIProvider:
 
     def _changed(self, **changes: Any) -> Options:
         options = self._options
-        unknown = sorted(set(changes) - set(Options._fields))
-        if unknown:
-            raise ConfigError("with_options: no option %r; there are: %s" % (unknown[0], ", ".join(Options._fields)))
         changed: Dict[str, Any] = {}
         for name, value in changes.items():
+            if name not in _CHECKS:
+                raise ConfigError("with_options: no option %r; there are: %s" % (name, ", ".join(Options._fields)))
             if value is not None:
                 changed[name] = _CHECKS[name](value, options)
             elif name == "timeout":

@@ -25,7 +25,7 @@ from requests.utils import get_environ_proxies
 from .adapter import Exchange, PoolAdapter, current
 from .config import NetworkConfig, ProxyConfig
 from .errors import APIConnectionError, APITimeoutError, BridgeError, ConfigError, ResponseDecodeError
-from .lean import LeanAdapter
+from .lean import LeanAdapter, is_own
 from .reply import Call, OpenReply, Reply, Watch, cancelled_error
 from .retry import CONNECTION_NOT_MADE
 from .stream import Limits, Reader, Stream
@@ -51,12 +51,12 @@ class _Session(requests.Session):
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send by the adapter alone where nothing else can happen: no hooks, redirects or cookies are in use here."""
-        adapter = self.get_adapter(request.url or "")
-        # Tracers put their own function in the place of Session.send.
-        seam = getattr(requests.Session.send, "__globals__", None)
-        if type(adapter) is LeanAdapter and seam is vars(requests.sessions):
-            del kwargs["allow_redirects"]
-            return adapter.send(request, **kwargs)
+        # Tracers and test doubles put their own functions in the place of these.
+        if is_own(requests.Session.send, requests.sessions) and is_own(requests.Session.get_adapter, requests.sessions):
+            adapter = self.adapters["http://"]
+            if type(adapter) is LeanAdapter:
+                del kwargs["allow_redirects"]
+                return adapter.send(request, **kwargs)
         request.headers = CaseInsensitiveDict(request.headers)
         return super().send(request, **kwargs)
 
@@ -125,7 +125,8 @@ class Transport:
             connect = left if connect is None else min(connect, left)
         exchange = Exchange(read)
         exchange.fresh = fresh
-        _rewind(call.body)
+        if type(call.body) is not bytes:
+            _rewind(call.body)
         if call.cancel is not None and call.cancel.why is not None:
             raise cancelled_error(call.cancel.why, call)
         watch = Watch(exchange, call)
@@ -186,7 +187,7 @@ class Transport:
             self._templates[call.method, call.url] = template
         prepared = requests.PreparedRequest.__new__(requests.PreparedRequest)
         prepared.__dict__.update(template.__dict__)  # what copy() does, less its cookies and headers
-        headers = dict(call.headers)
+        headers = call.headers
         body = call.body
         if body is not None:
             headers["Content-Length"] = str(len(body))

@@ -8,7 +8,6 @@ from ..formdata import CONTROLS
 from ..frames import DONE, Tally
 from ..provider import BaseOpenAIProvider
 from ..reply import Reply
-from ..responses import PartialResponse
 from ..sse import encode
 from ..stream import Stream
 from ..wire import object_of, to_json
@@ -154,6 +153,8 @@ class _EventFrames:
     """Events of the Responses API with their types in ``event:`` lines."""
 
     def __init__(self, events: Iterator[Body], tally: Tally) -> None:
+        from ..responses import PartialResponse  # a gateway that is asked for chats alone does without
+
         self._events = events
         self._tally = tally
         self._next = 0  # the sequence number that an error would have

@@ -87,9 +87,8 @@ class Request:
             if key in environ:
                 headers[name] = environ[key]
         options: Dict[str, Any] = {"headers": headers, "cancel": self.cancellation, "trace": self.trace}
-        for key in environ:
-            if key.startswith("HTTP_X_BF_"):
-                self._own_header(key, options)
+        for key in [key for key in environ if key[:10] == "HTTP_X_BF_"]:
+            self._own_header(key, options)
         return options
 
     def _own_header(self, key: str, options: Dict[str, Any]) -> None:
@@ -107,28 +106,44 @@ class Request:
 
     def body(self, most: int) -> bytes:
         """Read the body; raises `APIStatusError` (413) when it is longer than `most` bytes."""
-        blocks = list(self.blocks(most))
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        length = self._announced(most)
+        if length is None:
+            return b"".join(self.blocks(most))
+        data: bytes = self.environ["wsgi.input"].read(length) if length else b""
+        if len(data) != length:
+            raise _invalid("the body ended before its Content-Length")
+        return data
 
     def blocks(self, most: int) -> Iterator[bytes]:
         """Read the body piece by piece; an announced length over `most` is refused at once."""
-        coding = self.environ.get("HTTP_CONTENT_ENCODING", "identity")
-        if coding.lower() not in ("", "identity"):
-            raise _error(415, "unsupported_encoding", "the request body is compressed (%.40s); send it plain" % coding)
+        left = self._announced(most)
         source = self.environ["wsgi.input"]
-        left = _content_length(self.environ)
         if left is None:
             if self.environ.get("wsgi.input_terminated"):  # elsewhere there is no end to find
                 yield from _chunked(source, most)
             return
-        if left > most:
-            raise _too_long(most)
         while left > 0:
             block = source.read(min(left, _BLOCK))
             if not block:
                 raise _invalid("the body ended before its Content-Length")
             left -= len(block)
             yield block
+
+    def _announced(self, most: int) -> Optional[int]:
+        """Return the announced length of the body, ``None`` for a body in chunks or without one."""
+        environ = self.environ
+        coding = environ.get("HTTP_CONTENT_ENCODING")
+        if coding and coding.lower() != "identity":
+            raise _error(415, "unsupported_encoding", "the request body is compressed (%.40s); send it plain" % coding)
+        text = environ.get("CONTENT_LENGTH")
+        if not text:
+            return None
+        if not (text.isascii() and text.isdigit()) or len(text) > 18:
+            raise _invalid("Content-Length is no number")
+        length = int(text)
+        if length > most:
+            raise _too_long(most)
+        return length
 
     def json(self, most: int) -> Dict[str, Any]:
         """Return the body's JSON object; raises `BadRequestError`."""
@@ -158,16 +173,6 @@ def _check_size(data: bytes) -> None:
         )
     if _LONG_NUMBER is not None and _LONG_NUMBER.search(data):
         raise _invalid("the body has a number of more than 4300 digits")
-
-
-def _content_length(environ: Mapping[str, Any]) -> Optional[int]:
-    """Return the announced length of the body, ``None`` for a body in chunks or without one."""
-    text = environ.get("CONTENT_LENGTH")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise _invalid("Content-Length is no number")
-    return int(text)
 
 
 def _chunked(source: Any, most: int) -> Iterator[bytes]:
