@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Sequence
 
 import pytest
 
@@ -46,12 +46,14 @@ def echo() -> Iterator[EchoServer]:
 class Process:
     """The gateway in a process of its own, its lines as they come."""
 
-    def __init__(self, *flags: str, environ: Dict[str, str]) -> None:
+    def __init__(
+        self, *flags: str, environ: Dict[str, str], program: Sequence[str] = (str(ROOT / "scripts" / "gateway.py"),)
+    ) -> None:
         self.out: List[str] = []
         self.errors: List[str] = []
         clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
         self.popen = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "gateway.py"), "--port", "0", *flags], env={**clean, **environ},
+            [sys.executable, *program, "--port", "0", *flags], env={**clean, **environ}, cwd=str(ROOT),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
         )
         self.threads = [threading.Thread(target=lines.extend, args=(pipe,)) for lines, pipe in (
@@ -82,7 +84,12 @@ class Process:
 
 @contextmanager
 def running(*flags: str, **environ: str) -> Iterator[Process]:
-    process = Process(*flags, environ=environ)
+    with watched(Process(*flags, environ=environ)) as process:
+        yield process
+
+
+@contextmanager
+def watched(process: Process) -> Iterator[Process]:
     try:
         yield process
     finally:
@@ -105,6 +112,17 @@ def test_the_banner_the_log_and_the_end(echo: EchoServer) -> None:
                      rest)
     assert "hidden" not in rest
     assert process.errors == []
+
+
+def test_nothing_is_loaded_before_the_first_answer_that_it_can_do_without(echo: EchoServer) -> None:
+    noted = {"PYTHONPROFILEIMPORTTIME": "1"}  # the interpreter writes a line for each module that it loads
+    with watched(Process("--upstream", echo.url, environ=noted, program=["-m", "vllm_bridge", "serve"])) as process:
+        assert ask(process.address, "POST", CHAT, chat("Hi")).status == 200
+        assert process.stop() == 0
+    loaded = {line.rpartition("|")[2].strip() for line in process.errors}
+    assert loaded > {"vllm_bridge.cli", "vllm_bridge.gateway.app", "http.server", "requests"}
+    needless = {"vllm_bridge." + name for name in ("check", "commands", "echo", "responses")}
+    assert not loaded & (needless | {"asyncio", "dataclasses", "difflib", "sqlite3", "wave"})
 
 
 def test_ctrl_c_lets_a_running_answer_finish(echo: EchoServer) -> None:
