@@ -16,7 +16,9 @@ from faces import LONG, Address, Answer, ask, chat, own, until
 from vllm_bridge.config import ProviderConfig
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.errors import ConfigError
-from vllm_bridge.gateway import Gateway, create_app
+from vllm_bridge.gateway import Gateway
+from vllm_bridge.gateway import app as app_module
+from vllm_bridge.gateway import create_app
 from vllm_bridge.gateway.settings import Settings
 from vllm_bridge.vllm import VLLMProvider
 
@@ -508,7 +510,8 @@ def test_the_package_knows_only_its_names() -> None:
         vllm_bridge.gateway.Nothing
 
 
-def test_readiness_does_not_wait_long(app: Gateway) -> None:
+def test_readiness_does_not_wait_long(app: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "_READY_WITHIN", app_module._READY_WITHIN / 10)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = ProviderConfig(keys=[{"url": "http://127.0.0.1:%d" % silent.getsockname()[1]}])
         waiting = Gateway(Settings(config))

@@ -22,10 +22,13 @@ def echo() -> Iterator[EchoServer]:
 
 
 @pytest.fixture(scope="module", params=FACES)
-def gateway(request: Any, echo: EchoServer) -> Iterator[Address]:
+def gateway(request: Any, echo: EchoServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     if request.param in ("gunicorn", "waitress"):
         pytest.importorskip(request.param)
-    environ = {"VLLM_BRIDGE_UPSTREAM": echo.url, "VLLM_BRIDGE_UPSTREAM_KEY": KEY, "VLLM_BRIDGE_MAX_BODY_MB": "1"}
+    config = tmp_path_factory.mktemp("gateway") / "config.json"
+    config.write_text(json.dumps({"providers": {"vllm": {"network_config": {"retry_backoff_initial_ms": 10}}}}))
+    environ = {"VLLM_BRIDGE_CONFIG": str(config), "VLLM_BRIDGE_UPSTREAM": echo.url, "VLLM_BRIDGE_UPSTREAM_KEY": KEY,
+               "VLLM_BRIDGE_MAX_BODY_MB": "1"}
     with face(request.param, environ) as address:
         yield address
 

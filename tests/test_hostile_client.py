@@ -12,6 +12,7 @@ import logging
 import re
 import socket
 import struct
+from contextlib import ExitStack
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 import pytest
@@ -204,26 +205,43 @@ def test_an_error_in_the_middle_of_a_pipeline(gateway: Address) -> None:
     assert [reply.status for reply in replies(talk(gateway, data))] == [400, 404, 200]
 
 
-@pytest.mark.parametrize("sent", [
-    b"", b"P", b"POST ", request(b"x" * 10)[:-10], request(b"x" * 10)[:-5], request(b"{}")[:-1],
-    request(kind="application/json").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"5\r\n{",
-    request(b"--b\r\n" * 100, path=FORM, kind="multipart/form-data; boundary=b")[:-50],
-], ids=["nothing", "a letter", "half a line", "no body", "half a body", "a byte missing", "half a chunk",
-        "half a form"])
-@pytest.mark.parametrize("leave", ["wait", "half-close", "close", "reset"])
+STOPPED = {
+    "nothing": b"", "a letter": b"P", "half a line": b"POST ", "no body": request(b"x" * 10)[:-10],
+    "half a body": request(b"x" * 10)[:-5], "a byte missing": request(b"{}")[:-1],
+    "half a chunk": request().replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"5\r\n{",
+    "half a form": request(b"--b\r\n" * 100, path=FORM, kind="multipart/form-data; boundary=b")[:-50],
+}
+
+
+@pytest.mark.parametrize("sent", list(STOPPED.values()), ids=list(STOPPED))
+@pytest.mark.parametrize("leave", ["half-close", "close", "reset"])
 def test_a_request_that_stops(gateway: Address, echo: EchoServer, sent: bytes, leave: str) -> None:
     with socket.create_connection(gateway, timeout=LONG) as sock:
         sock.sendall(sent)
-        if leave in ("wait", "half-close"):
-            if leave == "half-close":
-                sock.shutdown(socket.SHUT_WR)
-            data = b"".join(iter(lambda: sock.recv(65536), b""))
-            for reply in replies(data):
-                assert_refused(reply, 408 if leave == "wait" else 400)
-            assert bool(data) == (len(sent) > 0)
+        if leave == "half-close":
+            sock.shutdown(socket.SHUT_WR)
+            assert_told(sock, sent, 400)
         elif leave == "reset":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert not echo.requests
+
+
+def test_requests_that_stop_are_given_up(gateway: Address, echo: EchoServer) -> None:
+    with ExitStack() as stack:  # all at once: they wait for the same limits
+        socks = [stack.enter_context(socket.create_connection(gateway, timeout=LONG)) for _ in STOPPED]
+        for sock, sent in zip(socks, STOPPED.values()):
+            sock.sendall(sent)
+        for sock, sent in zip(socks, STOPPED.values()):
+            assert_told(sock, sent, 408)
+    assert not echo.requests
+
+
+def assert_told(sock: socket.socket, sent: bytes, status: int) -> None:
+    """What was begun is refused, and the connection ends; where nothing was begun it just ends."""
+    found = replies(b"".join(iter(lambda: sock.recv(65536), b"")))
+    assert len(found) == (1 if sent else 0)
+    for reply in found:
+        assert_refused(reply, status)
 
 
 def test_a_client_that_closes_its_half_is_taken_for_gone(gateway: Address) -> None:

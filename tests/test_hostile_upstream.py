@@ -33,7 +33,7 @@ from vllm_bridge import (
 from vllm_bridge.stream import Limits
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-SILENCE = 0.2  # seconds that the provider waits for a byte where silence is the fault; else PATIENCE
+SILENCE = 0.1  # seconds that the provider waits for a byte where silence is the fault; else PATIENCE
 PATIENCE = 20.0
 SOON = 8.0  # seconds in which every row has to end; the rows themselves need less than one
 

@@ -352,3 +352,34 @@ def test_lines_are_written_as_they_are_read() -> None:
 def test_a_line_that_would_be_read_as_another_is_not_written(name: str, value: str) -> None:
     with pytest.raises(ValueError):
         field_block([(name, value)])
+
+
+# ---------------------------------------------------------------- lines that were seen before
+
+
+def test_a_line_seen_before_reads_the_same():
+    head = b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Type:  application/json \r\nX-Request-Id: 7\r\n\r\n"
+    first, second = parse_request_head(head), parse_request_head(head)
+    assert first.headers == second.headers == [
+        ("host", "h"), ("content-type", "application/json"), ("x-request-id", "7"),
+    ]
+    assert (second.method, second.target, second.version) == ("POST", "/v1/x", "HTTP/1.1")
+
+
+def test_a_first_line_of_the_other_kind_is_refused_although_it_was_seen():
+    assert parse_response_head(b"HTTP/1.1 200 OK\r\n\r\n", "GET").status == 200
+    with pytest.raises(HeadError):
+        parse_request_head(b"HTTP/1.1 200 OK\r\nHost: h\r\n\r\n")
+    parse_request_head(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    with pytest.raises(HeadError):
+        parse_response_head(b"GET / HTTP/1.1\r\n\r\n", "GET")
+
+
+def test_what_is_kept_of_lines_is_bounded_and_holds_no_secret(monkeypatch):
+    monkeypatch.setattr(http1, "_LINES_KEPT", 10)
+    for number in range(100):
+        head = "GET /%d HTTP/1.1\r\nHost: h%d\r\nAuthorization: Bearer s%d\r\n\r\n" % (number, number, number)
+        assert parse_request_head(head.encode()).get("authorization") == "Bearer s%d" % number
+    assert len(http1._lines) <= 10
+    assert not [line for line in http1._lines if "Bearer" in line]
+    assert all(len(kept) <= 10 for kept in http1._starts.values())

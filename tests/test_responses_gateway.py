@@ -4,6 +4,7 @@ import argparse
 import json
 import socket
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
@@ -50,8 +51,10 @@ def echo() -> Iterator[EchoServer]:
 
 
 @pytest.fixture
-def address(echo: EchoServer) -> Iterator[Address]:
-    with served("--upstream", echo.url) as found:
+def address(echo: EchoServer, tmp_path: Path) -> Iterator[Address]:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"providers": {"vllm": {"network_config": {"retry_backoff_initial_ms": 10}}}}))
+    with served("--config", str(path), "--upstream", echo.url) as found:
         yield found
 
 

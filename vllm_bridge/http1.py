@@ -6,7 +6,7 @@ are smuggled past one of them. Chunked bodies are taken apart in chunked.py.
 """
 
 import re
-from typing import Dict, ItemsView, Iterator, List, Mapping, Optional, Pattern, Tuple, Union
+from typing import Any, Dict, ItemsView, Iterator, List, Mapping, Optional, Pattern, Tuple, Union
 
 __all__ = [
     "Fields",
@@ -48,25 +48,29 @@ class HeadError(ProtocolError):
 
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(r"(%s) ([!\"$-~]+) HTTP/1\.([01])" % _TOKEN)
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t -~\x80-\xff]*))?")
 # A field line's parts share no character with what follows them, so a failed match backs off once
 # over the text: the time is linear in the length whatever the input.
-_BLOCK = r"((?:%s:[\t -~\x80-\xff]*\r\n)*)\r\n" % _TOKEN
-_REQUEST = re.compile(r"(%s) ([!\"$-~]+) HTTP/1\.([01])\r\n%s" % (_TOKEN, _BLOCK))
-_RESPONSE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t -~\x80-\xff]*))?\r\n%s" % _BLOCK)
-
 _NAME = re.compile(_TOKEN)
 _FIELD_LINE = re.compile(r"%s:[\t -~\x80-\xff]*" % _TOKEN)
 _FIELD_LINES = re.compile(r"(?:%s:[\t -~\x80-\xff]*\r\n)*" % _TOKEN)
-_REQUEST_LINE = re.compile(r"%s [!\"$-~]+ HTTP/1\.[01]" % _TOKEN)
-_STATUS_LINE = re.compile(r"HTTP/1\.[01] [1-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
 _OTHER_VERSION = re.compile(r"(?:%s [!-~]+ )?HTTP/[0-9](?:\.[0-9])?(?: .*)?" % _TOKEN)
 _REQUEST_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [!\"$-~]*(?: [HTP/0-9.]{0,8}\r?)?)?")
 _STATUS_START = re.compile(rb"H(?:T(?:T(?:P(?:/[\t -~\x80-\xff]*\r?)?)?)?)?")
 _BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
 _ABSOLUTE = re.compile(r"https?://([^/?@]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _HOST = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_DIGITS = re.compile(r"[0-9]{1,18}")
 _SINGLE = frozenset(("content-length", "host", "transfer-encoding"))
+
+# Lines that come again with every message are taken apart once; none that holds a secret or an id.
+_RECURRING = frozenset((
+    "accept accept-encoding accept-language cache-control connection content-length content-type date host keep-alive "
+    "pragma server transfer-encoding user-agent vary x-content-type-options x-frame-options"
+).split())
+_LINES_KEPT = 1000
+_lines: Dict[str, Tuple[str, str]] = {}
+_starts: Dict[Pattern[str], Dict[str, Tuple[str, ...]]] = {_REQUEST_LINE: {}, _STATUS_LINE: {}}
 
 
 class Fields(Mapping[str, str]):
@@ -107,12 +111,12 @@ class _Head:
         "version", "headers", "fields", "keep_alive", "content_length", "chunked", "body_length",
     )
 
-    def __init__(self, minor: str, block: str) -> None:
+    def __init__(self, minor: str, headers: Pairs) -> None:
         self.version = "HTTP/1.1" if minor == "1" else "HTTP/1.0"
-        self.headers = split_fields(block)
-        fields = dict(self.headers)
-        if len(fields) != len(self.headers):
-            fields = _joined(self.headers)
+        self.headers = headers
+        fields = dict(headers)
+        if len(fields) != len(headers):
+            fields = _joined(headers)
         self.fields: Dict[str, str] = fields
         connection = fields.get("connection")
         if connection is None or connection == "keep-alive":
@@ -148,8 +152,8 @@ class RequestHead(_Head):
 
     __slots__ = ("method", "target", "host", "expect_continue")
 
-    def __init__(self, method: str, target: str, minor: str, block: str) -> None:
-        super().__init__(minor, block)
+    def __init__(self, method: str, target: str, minor: str, headers: Pairs) -> None:
+        super().__init__(minor, headers)
         self.method = method
         self.host = self.fields.get("host")
         if self.host is None:
@@ -196,8 +200,8 @@ class ResponseHead(_Head):
 
     __slots__ = ("status", "reason")
 
-    def __init__(self, status: int, reason: str, minor: str, block: str, method: str) -> None:
-        super().__init__(minor, block)
+    def __init__(self, status: int, reason: str, minor: str, headers: Pairs, method: str) -> None:
+        super().__init__(minor, headers)
         self.status = status
         self.reason = reason
         if status < 200 or status in (204, 304) or method == "HEAD":
@@ -207,18 +211,16 @@ class ResponseHead(_Head):
             self.keep_alive = False
 
 
-def split_fields(block: str) -> Pairs:
-    """Return (lower-case name, value) of each line of a block that has been checked."""
-    parts = [line.partition(":") for line in block.split("\r\n")]
-    del parts[-1]  # what follows the last line's end
-    return [(name.lower(), value.strip(" \t")) for name, _, value in parts]
-
-
 def checked_fields(block: str) -> Pairs:
     """Return (lower-case name, value) of header or trailer lines; raises ValueError."""
     if _FIELD_LINES.fullmatch(block) is None:
         raise ValueError("a header name or value has a character that HTTP does not allow")
-    return split_fields(block)
+    return [_pair(line) for line in block.split("\r\n")[:-1]]
+
+
+def _pair(line: str) -> Tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.lower(), value.strip(" \t")
 
 
 def _joined(headers: Pairs) -> Dict[str, str]:
@@ -237,7 +239,7 @@ def _content_length(fields: Dict[str, str]) -> Optional[int]:
     value = fields.get("content-length")
     if value is None:
         return None
-    if _DIGITS.fullmatch(value) is None:
+    if not (value.isdigit() and value.isascii() and len(value) <= 18):
         raise HeadError(400, "Content-Length is not a number of bytes")
     return int(value)
 
@@ -251,42 +253,76 @@ def parse_request_head(head: Buffer) -> RequestHead:
     Raises HeadError with 400, 414, 417, 431, 501 or 505.
     """
     text = head.decode("latin-1")
-    match = _match(_REQUEST, text)
-    if match is None:
+    parts = _taken_apart(text, _REQUEST_LINE)
+    if parts is None:
         raise _fault(text, True)
-    return RequestHead(*match)
+    (method, target, minor), headers = parts
+    return RequestHead(method, target, minor, headers)
 
 
 def parse_response_head(head: Buffer, method: str) -> ResponseHead:
     """Read the head of the response to a request of `method`; raises HeadError."""
     text = head.decode("latin-1")
-    match = _match(_RESPONSE, text)
-    if match is None:
+    parts = _taken_apart(text, _STATUS_LINE)
+    if parts is None:
         raise _fault(text, False)
-    minor, status, reason, block = match
-    return ResponseHead(int(status), reason or "", minor, block, method)
+    (minor, status, reason), headers = parts
+    return ResponseHead(int(status), reason or "", minor, headers, method)
 
 
 def field_block(headers: Pairs) -> str:
     """Write header lines; raises ValueError where one would not be read back as it is."""
     block = "".join(["%s: %s\r\n" % pair for pair in headers])
-    if block.count("\n") != len(headers) or _FIELD_LINES.fullmatch(block) is None:
+    if not _are_plain(headers) and (block.count("\n") != len(headers) or _FIELD_LINES.fullmatch(block) is None):
         raise ValueError("a header name or value has a character that HTTP does not allow")
     return block
 
 
-def _match(pattern: Pattern[str], text: str) -> Optional[Tuple[str, str, str, str]]:
-    if len(text) > MAX_HEAD:
+def _are_plain(headers: Pairs) -> bool:
+    """Tell without a pattern that nothing is wrong with header lines, as it is nearly always."""
+    names = [name for name, _ in headers]
+    values = "".join([value for _, value in headers])
+    letters = "".join(names).replace("-", "")
+    return letters.isalnum() and letters.isascii() and values.isascii() and values.isprintable() and all(names)
+
+
+def _taken_apart(text: str, start_line: Pattern[str]) -> Optional[Tuple[Tuple[str, ...], Pairs]]:
+    """Return the parts of the first line and the fields, ``None`` for a head that is not to be accepted."""
+    lines = text.split("\r\n")
+    if not 3 <= len(lines) <= MAX_FIELDS + 3 or lines[-1] or lines[-2] or len(text) > MAX_HEAD:
         return None
-    match = pattern.fullmatch(text)
+    start = _starts[start_line].get(lines[0])
+    if start is None:
+        start = _started(lines[0], start_line)
+        if start is None:
+            return None
+    headers: Pairs = []
+    for line in lines[1:-2]:
+        pair = _lines.get(line)
+        if pair is None:
+            if _FIELD_LINE.fullmatch(line) is None:
+                return None
+            pair = _pair(line)
+            if pair[0] in _RECURRING and len(line) < 200:
+                _keep(_lines, line, pair)
+        headers.append(pair)
+    return start, headers
+
+
+def _started(line: str, start_line: Pattern[str]) -> Optional[Tuple[str, ...]]:
+    match = start_line.fullmatch(line) if len(line) <= MAX_LINE else None
     if match is None:
         return None
-    parts = match.groups()
-    if len(parts[3]) > 2 * MAX_FIELDS and parts[3].count("\n") > MAX_FIELDS:
-        return None
-    if match.start(4) > MAX_LINE + 2:
-        return None
-    return parts  # type: ignore[return-value]
+    start = match.groups()
+    if len(line) < 100 and "?" not in line:
+        _keep(_starts[start_line], line, start)
+    return start
+
+
+def _keep(kept: Dict[str, Any], line: str, parts: Any) -> None:
+    if len(kept) >= _LINES_KEPT:
+        kept.clear()
+    kept[line] = parts
 
 
 def find_head_end(buffer: Buffer, seen: int = 0, request: bool = True) -> int:

@@ -5,7 +5,7 @@ import random
 import re
 import sys
 import time
-from typing import Any, Dict, Iterator, Mapping, Optional
+from typing import Any, Dict, Iterator, Optional
 
 from ..caller import Trace
 from ..errors import APIStatusError, BadRequestError
