@@ -6,7 +6,7 @@ import signal
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Generated cases are the same in every run, so that no change fails by bad luck; FUZZ=20 searches (tests/test_fuzz.py).
+# Generated cases are the same in every run, so that no change fails by bad luck; tests/test_fuzz.py can search longer.
 try:
     from hypothesis import settings
 except ImportError:

@@ -39,7 +39,8 @@ def face(name: str, environ: Mapping[str, str]) -> Iterator[Address]:
 
 @contextmanager
 def own(gateway: Gateway, wrap: Callable[[Any], Any] = lambda app: app, **options: Any) -> Iterator[Address]:
-    """Serve a gateway on the project's own server; no thread is left afterwards."""
+    """Serve a gateway on the project's own server; no thread of it is left afterwards."""
+    before = set(threading.enumerate())
     server = GatewayServer(wrap(gateway), max_body=gateway.settings.max_body, **options)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -50,7 +51,7 @@ def own(gateway: Gateway, wrap: Callable[[Any], Any] = lambda app: app, **option
         thread.join(LONG)
         server.server_close()
         gateway.close()
-        until(lambda: not any(thread.name.startswith("vllm-bridge") for thread in threading.enumerate()))
+        until(lambda: not any(thread.name.startswith("vllm-bridge") for thread in set(threading.enumerate()) - before))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 What reads one format is fuzzed in its own test file: event streams in test_sse, error bodies in test_errors, request
 and response heads in test_http1, chunked bodies in test_chunked, forms in test_multipart, settings as objects in
 test_config. Here are the rooms that take what those hand on. The seeds are fixed (``derandomize``), so a failure here
-fails again everywhere; ``FUZZ=20`` in the environment searches longer.
+fails again everywhere; ``VLLM_BRIDGE_LONG=1`` in the environment searches longer, ``FUZZ=20`` longer still.
 """
 
 import copy
@@ -41,7 +41,7 @@ pytestmark = [
 ]
 
 
-TIMES = float(os.environ.get("FUZZ", "0.25"))  # FUZZ=20 searches eighty times as long
+TIMES = float(os.environ.get("FUZZ", "2" if os.environ.get("VLLM_BRIDGE_LONG") else "0.25"))
 
 
 def cases(count):

@@ -156,12 +156,19 @@ def shell(clone: Path, environ: Dict[str, str], code: str) -> "subprocess.Comple
     )
 
 
-def test_the_pythons_of_the_machine_are_found(clone: Path, environ: Dict[str, str]) -> None:
-    lines = shell(clone, environ, "pythons").stdout.splitlines()
-    versions = [line.split(" ")[0] for line in lines]
-    assert "%d.%02d" % sys.version_info[:2] in versions
-    assert versions == sorted(set(versions)) and versions[0] >= "3.08"
-    assert all(os.access(line.split(" ", 1)[1], os.X_OK) for line in lines)
+def test_the_pythons_of_a_machine_are_found_once_and_in_order(
+    clone: Path, environ: Dict[str, str], tmp_path: Path
+) -> None:
+    this = "%d.%02d" % sys.version_info[:2]
+    real = 'exec "%s" "$@"\n' % sys.executable
+    path = fake_path(tmp_path, python="exit 1\n", python3=real, python3_30="echo 3.30 /thirty\n")
+    for name, says in (("a", "3.99 /last"), ("b", this + " /again"), ("c", "3.40 /forty")):
+        program = tmp_path / ".pyenv" / "versions" / name / "bin" / "python3"
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\necho %s\n" % says)
+        program.chmod(0o755)
+    ran = shell(clone, dict(environ, PATH=path, HOME=str(tmp_path)), "pythons")
+    assert ran.stdout.splitlines() == [this + " " + sys.executable, "3.30 /thirty", "3.40 /forty", "3.99 /last"]
 
 
 def fake_path(folder: Path, **programs: str) -> str:
