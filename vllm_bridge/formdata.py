@@ -13,8 +13,9 @@ __all__ = ["MultipartReader", "Part"]
 
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_PARAMETER = re.compile(r';[ \t]*(%s)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;" \t]+)[ \t]*' % TOKEN)
-_BOUNDARY = re.compile(r"[\x20-\x7e]{0,69}[\x21-\x7e]")
+# Compiled when the first form comes: every program that imports the library would pay for them at its start.
+_PARAMETER = r';[ \t]*(%s)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;" \t]+)[ \t]*' % TOKEN
+_BOUNDARY = r"[\x20-\x7e]{0,69}[\x21-\x7e]"
 
 
 class Part(NamedTuple):
@@ -208,7 +209,7 @@ def _boundary(content_type: str) -> bytes:
     boundary = parameters.get("boundary")
     if boundary is None:
         raise BadRequestError("Content-Type multipart/form-data has no boundary")
-    if not _BOUNDARY.fullmatch(boundary):
+    if not re.fullmatch(_BOUNDARY, boundary):
         raise BadRequestError("Content-Type has an invalid boundary: it must be 1 to 70 ASCII characters")
     return boundary.encode("ascii")
 
@@ -255,8 +256,9 @@ def _parameters(text: str, where: str) -> Tuple[str, Dict[str, str]]:
     kind = text.partition(";")[0]
     at = len(kind)
     found: Dict[str, str] = {}
+    parameter = re.compile(_PARAMETER)
     while text[at:].strip(" \t;"):
-        match = _PARAMETER.match(text, at)
+        match = parameter.match(text, at)
         if match is None or match.group(1).lower() in found:
             raise BadRequestError("invalid %s header: %.200r" % (where, text))
         value = match.group(2)

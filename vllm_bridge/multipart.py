@@ -18,7 +18,7 @@ _BLOCK = 64 * 1024
 _IN_MEMORY = 1024 * 1024  # of a file that cannot be rewound; what is beyond goes to disk
 _HEAD = 16  # bytes shown to FilePart.guess
 
-_UNSAFE = re.compile(r'[\x00-\x08\x0a-\x1f\x7f"\\]')
+_UNSAFE = r'[\x00-\x08\x0a-\x1f\x7f"\\]'
 
 
 # ---------------------------------------------------------------- sending
@@ -199,7 +199,7 @@ def _file_headers(part: FilePart, head: bytes) -> bytes:
 def _escaped(text: str) -> bytes:
     # Quote, CR and LF as the WHATWG has it. The other controls and the backslash too: parsers differ on whether a
     # backslash escapes the quote after it.
-    return _encoded(_UNSAFE.sub(lambda found: "%%%02X" % ord(found.group()), text), text)
+    return _encoded(re.sub(_UNSAFE, lambda found: "%%%02X" % ord(found.group()), text), text)
 
 
 def _encoded(text: str, name: str) -> bytes:
