@@ -1,6 +1,7 @@
 """The stand-in against the transcripts: the same requests, the same keys, types, chunks, errors and headers."""
 
 import base64
+import contextlib
 import doctest
 import http.client
 import importlib
@@ -73,13 +74,32 @@ def replay(server, transcript, **changes):
     return send(server, request["method"], request["path"], body, request["headers"])
 
 
+STARTED = {}
+
+
+@contextlib.contextmanager
+def shared(**options):
+    """A stand-in that the first test with these options starts; it runs until the last test of the file."""
+    key = repr(sorted(options.items()))
+    if key not in STARTED:
+        STARTED[key] = EchoServer(**options).start()
+    yield STARTED[key]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stop_what_was_started():
+    yield
+    while STARTED:
+        STARTED.popitem()[1].stop()
+
+
 def serving(transcript, **options):
     """A stand-in that serves the model the transcript's server served."""
     name = transcript.json["model"] if transcript.status == 200 and not transcript.streams \
         and "model" in transcript.json else None
     if name is None and transcript.streams and transcript.payloads:
         name = transcript.payloads[0].get("model")
-    return EchoServer(models=(name or "chat",), **options)
+    return shared(models=(name or "chat",), **options)
 
 
 def shape(value):
@@ -160,7 +180,7 @@ SERVED = {"rerank": "rerank", "embed": "embed", "audio": "whisper"}
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_is_vllms_byte_for_byte(name):
     real = wire.load(name)
-    with EchoServer(models=(SERVED.get(name.split("_")[0], "chat"),), max_model_len=1024) as server:
+    with shared(models=(SERVED.get(name.split("_")[0], "chat"),), max_model_len=1024) as server:
         ours = replay(server, real)
     assert ours.status == real.status
     assert ours.body.decode() == real.body.decode()
@@ -171,7 +191,7 @@ def test_an_error_is_vllms_byte_for_byte(name):
 @pytest.mark.parametrize("name", ["err_max_tokens_too_big", "think_max_tokens_zero", "models_head", "health"])
 def test_more_answers_equal_vllms(name):
     real = wire.load(name)
-    with EchoServer(models=("chat",), max_model_len=1024) as server:
+    with shared(models=("chat",), max_model_len=1024) as server:
         ours = replay(server, real)
     assert (ours.status, ours.body) == (real.status, real.body)
 
@@ -181,7 +201,7 @@ def test_more_answers_equal_vllms(name):
                                   "auth_missing_unknown", "auth_missing_options", "auth_missing_v2_rerank"])
 def test_a_key_guards_what_it_guards_in_vllm(name):
     real = wire.load(name)
-    with EchoServer(models=("auth",), api_key="sekret") as server:
+    with shared(models=("auth",), api_key="sekret") as server:
         ours = replay(server, real)
     assert (ours.status, ours.body) == (real.status, real.body)
     assert [header for header, _ in ours.headers] == [header.lower() for header, _ in real.headers]
@@ -189,14 +209,14 @@ def test_a_key_guards_what_it_guards_in_vllm(name):
 
 @pytest.mark.parametrize("name", ["auth_ok", "auth_lowercase_bearer"])
 def test_the_right_key_opens(name):
-    with EchoServer(models=("auth",), api_key="sekret") as server:
+    with shared(models=("auth",), api_key="sekret") as server:
         assert replay(server, wire.load(name)).status == 200
 
 
 @pytest.mark.parametrize("name", ["audio_json", "audio_text", "audio_no_model", "audio_verbose_segment"])
 def test_a_transcription_has_vllms_keys_and_types(name):
     real = wire.load(name)
-    with EchoServer(models=("whisper",)) as server:
+    with shared(models=("whisper",)) as server:
         ours = replay(server, real)
     assert shape(ours.json) == shape(real.json)
     if "duration" in real.json:
@@ -209,7 +229,7 @@ def test_a_transcription_has_vllms_keys_and_types(name):
                                   "audio_stream_options_json", "audio_65s_stream"])
 def test_a_transcription_stream_has_vllms_chunks(name):
     real = wire.load(name)
-    with EchoServer(models=("whisper",)) as server:
+    with shared(models=("whisper",)) as server:
         ours = replay(server, real)
     assert folded(shape(chunk) for chunk in ours.payloads) == folded(shape(chunk) for chunk in real.payloads)
 

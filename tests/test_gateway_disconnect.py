@@ -13,7 +13,8 @@ from vllm_bridge.gateway.disconnect import Watcher
 
 
 @pytest.fixture
-def watcher() -> Iterator[Watcher]:
+def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
+    monkeypatch.setattr(disconnect, "_TICK", 0.05)
     found = Watcher()
     yield found
     found.close()
