@@ -255,10 +255,47 @@ def stub(reply: bytes) -> Iterator[str]:
             thread.join()
 
 
+# ---------------------------------------------------------------- the bytes of a request
+
+
+ODD = b'{ "messages" : [{"role":"user","content":"a \\u00e9 \xc3\xa9 \\"model\\""}],"model":%b,\n "top_p":1.0e-0 %b}'
+
+
+@pytest.mark.parametrize("model", [b'"vllm/echo"', b'"echo"'])
+@pytest.mark.parametrize("more", [b"", b',"stream":true,"stream_options":{"include_usage":true}'])
+def test_a_request_that_needs_no_change_goes_up_as_it_came_but_for_the_model(
+    echo: EchoServer, model: bytes, more: bytes
+) -> None:
+    with gateway(echo) as address:
+        assert ask(address, "POST", CHAT, ODD % (model, more)).status == 200
+    assert [request.body for request in echo.requests if request.path == CHAT] == [ODD % (b'"echo"', more)]
+
+
+def test_an_alias_is_put_into_the_bytes_too(echo: EchoServer) -> None:
+    with gateway(provider={"keys": [{"url": echo.url, "aliases": {"short": "echo"}}]}) as address:
+        assert ask(address, "POST", CHAT, ODD % (b'"vllm/short"', b"")).status == 200
+    assert [request.body for request in echo.requests if request.path == CHAT] == [ODD % (b'"echo"', b"")]
+
+
+@pytest.mark.parametrize("more, has", [
+    (b',"temperature":null', {"top_p": 1.0}),
+    (b',"stream":true', {"stream": True, "stream_options": {"include_usage": True}}),
+    (b',"stream":"no"', {"stream": False}),
+    (b',"fallbacks":["other"]', {"top_p": 1.0}),
+    (b',"metadata":{"model":"vllm/echo"}', {"metadata": {"model": "vllm/echo"}}),
+    (b',"model":"vllm/echo"', {"model": "echo"}),
+])
+def test_a_request_that_needs_a_change_is_printed_anew(echo: EchoServer, more: bytes, has: Dict[str, Any]) -> None:
+    with gateway(echo) as address:
+        assert ask(address, "POST", CHAT, ODD % (b'"vllm/echo"', more)).status == 200
+    (body,) = [request.json for request in echo.requests if request.path == CHAT]
+    assert {**body, **has} == body and body["model"] == "echo" and "temperature" not in body and "fallbacks" not in body
+
+
 class Broken(VLLMProvider):
     """A provider with a defect."""
 
-    def forward(self, operation: str, body: Any) -> Any:
+    def forward(self, operation: str, body: Any, data: Any = None) -> Any:
         raise KeyError("a secret")
 
     def responses_stream(self, /, **wire: Any) -> Any:

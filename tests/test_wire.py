@@ -6,7 +6,7 @@ import pytest
 
 from vllm_bridge.errors import BadRequestError, ResponseDecodeError
 from vllm_bridge.record import Record
-from vllm_bridge.wire import merged, object_of, to_json
+from vllm_bridge.wire import as_written, merged, object_of, to_json
 
 
 @pytest.mark.parametrize(
@@ -118,3 +118,24 @@ def test_what_is_no_object(body, message):
 def test_lists_nested_to_any_depth_are_no_object(depth):
     with pytest.raises(ResponseDecodeError):
         object_of(b"[" * depth + b"]" * depth)
+
+
+def test_a_body_that_says_what_it_said_is_not_printed_again():
+    data = b'{ "model":"m", "seed" : 1.0e0 }'
+    given = {"model": "m", "seed": 1.0}
+    body = as_written(dict(given), given, data)
+    assert body == given and to_json(body) is data
+
+
+@pytest.mark.parametrize(
+    "body, data",
+    [
+        ({"model": "m"}, None),
+        ({"model": "m", "stream": True}, b'{"model":"m"}'),
+        ({"model": "m"}, b'\xef\xbb\xbf{"model":"m"}'),
+        ({"model": "m"}, b' {"model":"m"}'),
+        ({"model": "m"}, '{"model":"m"}'.encode("utf-16-le")),
+    ],
+)
+def test_what_has_changed_or_is_not_plain_is_printed(body, data):
+    assert as_written(body, {"model": "m"}, data) is body

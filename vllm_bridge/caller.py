@@ -9,6 +9,7 @@ from .errors import BridgeError, payload_error
 from .frames import Tally
 from .keys import KeyRing
 from .masking import mask
+from .model_field import replaced
 from .multipart import MultipartBody
 from .records import decode
 from .reply import Call, Cancellation, Reply
@@ -16,7 +17,7 @@ from .retry import CONNECTION_NOT_MADE, RetryPolicy, parse_retry_after
 from .stream import Reader, Stream
 from .transport import Transport
 from .version import USER_AGENT
-from .wire import to_json
+from .wire import Written, to_json
 
 __all__ = ["Caller", "Options", "Trace"]
 
@@ -160,9 +161,7 @@ class Caller:
         body: Any = wire
         if isinstance(wire, dict):
             headers = self._json_headers[key].copy()
-            if model is not None and key.aliases:
-                wire = {**wire, "model": KeyRing.resolve_alias(key, model)}
-            body = to_json(wire)
+            body = to_json(wire) if model is None or not key.aliases else _aliased(wire, model, key)
         else:
             headers = self._headers[key].copy()
             if wire is not None:
@@ -201,6 +200,13 @@ class Caller:
         if error is not None:
             error.retry_after = parse_retry_after(reply.headers.get("Retry-After"), time.time())
             raise error
+
+
+def _aliased(wire: Dict[str, Any], model: str, key: Key) -> bytes:
+    """Return a request body as JSON, the model under its name at the key's server."""
+    name = KeyRing.resolve_alias(key, model)
+    data = replaced(to_json(wire), name) if isinstance(wire, Written) else None
+    return to_json({**wire, "model": name}) if data is None else data
 
 
 def _named(name: str) -> str:

@@ -27,7 +27,7 @@ from .records import (
 )
 from .reply import Cancellation, Reply
 from .stream import Reader, Stream
-from .wire import merged, object_of, to_json
+from .wire import as_written, merged, object_of, to_json
 
 __all__ = ["BaseOpenAIProvider", "unsupported"]
 
@@ -248,12 +248,13 @@ class BaseOpenAIProvider:
 
     # ------------------------------------------------------------ for a gateway: the server's own bytes
 
-    def forward(self, operation: str, body: Mapping[str, Any]) -> Reply:
+    def forward(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Reply:
         """Carry out ``chat_completion``, ``text_completion``, ``embedding`` or ``responses``; return bytes to hand on.
 
-        They are the server's own unless something had to change. Errors are raised like those of the operation itself.
+        They are the server's own unless something had to change. `data` is `body` as JSON, if there is that: it is
+        sent as it is unless something has to change. Errors are raised like those of the operation itself.
         """
-        wire = self._body(operation, dict(body))
+        wire = as_written(self._body(operation, dict(body)), body, data)
         reply = self._reply(operation, wire, _model(wire))
         raw = self.config.send_back_raw_request or self.config.send_back_raw_response
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
@@ -265,10 +266,10 @@ class BaseOpenAIProvider:
         )
         return reply if after == before else reply._replace(body=to_json(after))
 
-    def forward_stream(self, operation: str, body: Mapping[str, Any]) -> Stream[bytes]:
+    def forward_stream(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Stream[bytes]:
         """Carry out a streaming ``chat_completion`` or ``text_completion``; the items are events as bytes to hand on.
 
-        The last one is ``data: [DONE]``. The usage chunk goes out only if the body asks for it.
+        The last one is ``data: [DONE]``. The usage chunk goes out only if the body asks for it. `data`: see `forward`.
         """
         asked = body.get("stream_options")
         usage = bool(asked.get("include_usage")) if isinstance(asked, Mapping) else False
@@ -277,7 +278,7 @@ class BaseOpenAIProvider:
             wire["stream_options"]["include_usage"] = True
         count = text.expected_choices(wire)
         tally = self._options.trace or Tally()
-        return self._stream(operation, wire, lambda: Frames(count, usage, tally))
+        return self._stream(operation, as_written(wire, body, data), lambda: Frames(count, usage, tally))
 
     def _needs_reading(self, operation: str, body: bytes) -> bool:
         """Tell whether a reply may have to change, or to be refused, before it is handed on."""

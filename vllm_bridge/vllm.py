@@ -82,14 +82,14 @@ class VLLMProvider(BaseOpenAIProvider):
         stream = self.chat_completion_stream(**chat_body)
         return stream.converted(lambda chunks: map(ResponseEvent, iter_events(chunks, context)))
 
-    def forward(self, operation: str, body: Mapping[str, Any]) -> Reply:
+    def forward(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Reply:
         """Carry out an operation as the base class does, and ``responses`` too, converted where it is not native."""
         if operation != "responses":
-            return super().forward(operation, body)
+            return super().forward(operation, body, data)
         wire = self._body(operation, dict(body))
         if self._natively():
             try:
-                return super().forward(operation, wire)
+                return super().forward(operation, body, data)
             except APIStatusError as error:
                 self._go_over_chat(error)
         chat_body, reply, response = self._over_chat(wire)

@@ -1,14 +1,31 @@
 """Bodies of requests and replies: keywords → request body → JSON, and JSON → object."""
 
 import json
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 from .errors import BadRequestError, ResponseDecodeError
 from .record import decode
 
-__all__ = ["merged", "object_of", "to_json"]
+__all__ = ["Written", "as_written", "merged", "object_of", "to_json"]
 
 _to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # json.dumps makes one for each call
+
+
+class Written(Dict[str, Any]):
+    """A request body that is there as JSON already: `data` says what the object says."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, body: Mapping[str, Any], data: bytes) -> None:
+        super().__init__(body)
+        self.data = data
+
+
+def as_written(body: Dict[str, Any], given: Mapping[str, Any], data: Optional[bytes]) -> Dict[str, Any]:
+    """Return `body`, with `data` if that still says the same: nothing has changed since it was read as `given`."""
+    if data is None or data[:1] != b"{" or data[1:2] == b"\0" or body != given:  # UTF-16 has a NUL there
+        return body
+    return Written(body, data)
 
 
 def merged(wire: Mapping[str, Any]) -> Dict[str, Any]:
@@ -55,6 +72,8 @@ def object_of(body: bytes, **fields: Any) -> Dict[str, Any]:
 
 def to_json(wire: Dict[str, Any]) -> bytes:
     """Return a request body as JSON, or raise `BadRequestError` naming the field that has no JSON form."""
+    if type(wire) is Written:
+        return wire.data
     try:
         return _to_text(wire).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:

@@ -22,6 +22,7 @@ from ..errors import (
     http_status,
 )
 from ..formdata import MultipartReader
+from ..model_field import replaced
 from ..provider import BaseOpenAIProvider
 from ..version import __version__
 from ..vllm import VLLMProvider
@@ -31,10 +32,10 @@ from .accounts import Accounts
 from .body import BodyError
 from .disconnect import Watcher
 from .doors import Doors
-from .operations import OPERATIONS, Answer, Opened, Operation
+from .operations import OPERATIONS, Answer, Asked, Opened, Operation
 from .privacy import Privacy
 from .relay import Relay, internal_error
-from .request import PREFIX, Request, bare_model
+from .request import PREFIX, Request, bare_model, object_in
 from .routes import Found, find
 from .settings import Settings, read
 
@@ -204,8 +205,8 @@ class Gateway:
     # ------------------------------------------------------------ operations
 
     def _operation(self, request: Request) -> Any:
-        body = request.json(self.settings.max_body)
-        return self._carried_out(request, OPERATIONS[request.operation], body)
+        data = request.body(self.settings.max_body)
+        return self._carried_out(request, OPERATIONS[request.operation], object_in(data), data)
 
     def _form(self, request: Request) -> Any:
         reader = MultipartReader(
@@ -216,48 +217,55 @@ class Gateway:
             for block in request.blocks(self.settings.max_body):
                 reader.feed(block)
             body = transcription.from_form(reader.finish())
-            return self._carried_out(request, OPERATIONS[request.operation], body)
+            return self._carried_out(request, OPERATIONS[request.operation], body, None)
         finally:
             reader.close()
 
-    def _carried_out(self, request: Request, operation: Operation, body: Dict[str, Any]) -> Any:
-        model = body.get("model")
-        if model is not None and not isinstance(model, str):
+    def _carried_out(
+        self, request: Request, operation: Operation, body: Dict[str, Any], data: Optional[bytes]
+    ) -> Any:
+        asked_for = body.get("model")
+        if asked_for is not None and not isinstance(asked_for, str):
             raise BadRequestError("model must be a string", param="model", type="invalid_request_error")
-        model = bare_model(model) if model else ""
+        model = bare_model(asked_for) if asked_for else ""
         if not model:
             raise BadRequestError("model is required", param="model", type="invalid_request_error")
         operation.check(body)
         body["model"] = request.model = model
-        others = _fallbacks(body.pop("fallbacks", None))
+        others: List[str] = []
+        if "fallbacks" in body:
+            others, data = _fallbacks(body.pop("fallbacks")), None
+        if data is not None and model != asked_for:
+            data = replaced(data, model)
         try:
             provider = self.provider.with_options(**request.options())
         except ConfigError as error:
             raise BadRequestError(error.message, type="invalid_request_error") from None
         request.watched = self._watcher.watch(request.environ, lambda: request.cancellation.cancel("the client left"))
-        carry_out = operation.answer
+        carry_out: Callable[[Asked], Any] = operation.answer
         if isinstance(body.get("stream"), str):
-            body["stream"] = body["stream"].strip().lower() not in _FALSE  # as vLLM reads it
+            body["stream"], data = body["stream"].strip().lower() not in _FALSE, None  # as vLLM reads it
         if body.get("stream") and operation.stream is not None:
-            carry_out = operation.stream  # type: ignore[assignment]
-        answer = self._with_fallbacks(request, body, others, lambda: carry_out(provider, body, request.trace))
+            carry_out = operation.stream
+        asked = Asked(provider, body, data, request.trace)
+        answer = self._with_fallbacks(request, asked, others, carry_out) if others else carry_out(asked)
         if operation.name == "transcription" and isinstance(answer, Answer) and request.under_openai:
             return _raw_transcription(answer, body.get("response_format"))
         return answer
 
     @staticmethod
-    def _with_fallbacks(request: Request, body: Dict[str, Any], others: List[str], carry_out: Callable[[], T]) -> T:
+    def _with_fallbacks(request: Request, asked: Asked, others: List[str], carry_out: Callable[[Asked], T]) -> T:
         """Carry out the call with its model, else with the others in their order (SPEC §9.4)."""
         try:
-            return carry_out()
+            return carry_out(asked)
         except RequestCancelledError:
             raise
         except BridgeError as primary:
             for name in others:
-                body["model"] = name
+                asked.body["model"] = name
                 request.fallbacks += 1
                 try:
-                    answer = carry_out()
+                    answer = carry_out(asked)
                 except RequestCancelledError:
                     raise
                 except BridgeError:

@@ -12,7 +12,7 @@ from ..sse import encode
 from ..stream import Stream
 from ..wire import object_of, to_json
 
-__all__ = ["Answer", "OPERATIONS", "Operation", "Opened"]
+__all__ = ["Answer", "Asked", "OPERATIONS", "Operation", "Opened"]
 
 Headers = List[Tuple[str, str]]
 Body = Dict[str, Any]
@@ -37,14 +37,23 @@ class Opened(NamedTuple):
     failure: Callable[[Body], bytes]
 
 
+class Asked(NamedTuple):
+    """What is asked of a provider: a body, also as JSON where that is at hand, and where to count tokens."""
+
+    provider: BaseOpenAIProvider
+    body: Body
+    data: Optional[bytes]
+    tally: Tally
+
+
 class Operation(NamedTuple):
     """An operation: its fields of which one must be there, and the two ways to carry it out."""
 
     name: str
     required: Tuple[str, ...]
     missing: str
-    answer: Callable[[BaseOpenAIProvider, Body, Tally], Answer]
-    stream: Optional[Callable[[BaseOpenAIProvider, Body, Tally], Opened]] = None
+    answer: Callable[[Asked], Answer]
+    stream: Optional[Callable[[Asked], Opened]] = None
 
     def check(self, body: Body) -> None:
         """Raise `BadRequestError` for a request that lacks its main field (SPEC §10)."""
@@ -66,23 +75,30 @@ _KEPT = frozenset((
 _COUNT = re.compile(rb'"(prompt|completion)_tokens": ?([0-9]{1,15})')
 
 
-def _forwarded(operation: str) -> Callable[[BaseOpenAIProvider, Body, Tally], Answer]:
-    def answer(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
-        reply = provider.forward(operation, body)
-        _count(reply.body, tally)
+def _forwarded(operation: str) -> Callable[[Asked], Answer]:
+    def answer(asked: Asked) -> Answer:
+        reply = asked.provider.forward(operation, asked.body, asked.data)
+        _count(reply.body, asked.tally)
         kind = reply.content_type
-        return Answer(200, reply.body, kind if kind and not CONTROLS.search(kind) else JSON, passed_headers(reply))
+        if kind != JSON and (not kind or CONTROLS.search(kind)):
+            kind = JSON
+        return Answer(200, reply.body, kind, passed_headers(reply))
 
     return answer
 
 
 def _count(body: bytes, tally: Tally) -> None:
     """Read the usage from a reply's bytes; inside a string its quotes would be escaped."""
-    at = max(body.rfind(b'"usage":{'), body.rfind(b'"usage": {'))
+    at = body.rfind(b'"usage":{')
     if at < 0:
-        return
-    found = {name: int(digits) for name, digits in _COUNT.findall(body, at, at + 1000)}
-    tally.take({"prompt_tokens": found.get(b"prompt"), "completion_tokens": found.get(b"completion")})
+        at = body.rfind(b'"usage": {')
+        if at < 0:
+            return
+    for name, digits in _COUNT.findall(body, at, at + 1000):
+        if name == b"prompt":
+            tally.prompt_tokens = int(digits)
+        else:
+            tally.completion_tokens = int(digits)
 
 
 def passed_headers(reply: Reply) -> Tuple[Tuple[str, str], ...]:
@@ -90,24 +106,26 @@ def passed_headers(reply: Reply) -> Tuple[Tuple[str, str], ...]:
     headers: Any = reply.headers
     # requests' own mapping takes three times as long for its items().
     pairs = headers.lower_items() if hasattr(headers, "lower_items") else headers.items()
-    return tuple(
-        (name, value) for name, value in pairs
-        if name.lower() not in _KEPT and not name.lower().startswith("access-control-") and not CONTROLS.search(value)
-    )
+    return tuple([pair for pair in pairs if pair[0] not in _KEPT and _passes(*pair)])
 
 
-def _rerank(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
-    return _record(provider.rerank(**body), tally)
+def _passes(name: str, value: str) -> bool:
+    name = name.lower()
+    return not (name in _KEPT or name.startswith("access-control-") or CONTROLS.search(value))
 
 
-def _responses(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
-    reply = provider.forward("responses", body)
-    tally.take(reply.read(lambda: object_of(reply.body)).get("usage"))
+def _rerank(asked: Asked) -> Answer:
+    return _record(asked.provider.rerank(**asked.body), asked.tally)
+
+
+def _responses(asked: Asked) -> Answer:
+    reply = asked.provider.forward("responses", asked.body, asked.data)
+    asked.tally.take(reply.read(lambda: object_of(reply.body)).get("usage"))
     return Answer(200, reply.body, reply.content_type or JSON, passed_headers(reply))
 
 
-def _transcription(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Answer:
-    return _record(provider.transcription(**body), tally)
+def _transcription(asked: Asked) -> Answer:
+    return _record(asked.provider.transcription(**asked.body), asked.tally)
 
 
 def _record(record: Body, tally: Tally) -> Answer:
@@ -118,9 +136,9 @@ def _record(record: Body, tally: Tally) -> Answer:
 # ---------------------------------------------------------------- streams
 
 
-def _frames_of(operation: str) -> Callable[[BaseOpenAIProvider, Body, Tally], Opened]:
-    def open_stream(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Opened:
-        stream = provider.forward_stream(operation, body)
+def _frames_of(operation: str) -> Callable[[Asked], Opened]:
+    def open_stream(asked: Asked) -> Opened:
+        stream = asked.provider.forward_stream(operation, asked.body, asked.data)
         return Opened(stream, iter(stream), error_frame)
 
     return open_stream
@@ -131,9 +149,9 @@ def error_frame(error: Body) -> bytes:
     return encode(to_json({"error": error}).decode("ascii"))
 
 
-def _transcription_stream(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Opened:
-    stream = provider.transcription_stream(**body)
-    return Opened(stream, _data_frames(stream, tally), error_frame)
+def _transcription_stream(asked: Asked) -> Opened:
+    stream = asked.provider.transcription_stream(**asked.body)
+    return Opened(stream, _data_frames(stream, asked.tally), error_frame)
 
 
 def _data_frames(events: Iterator[Body], tally: Tally) -> Iterator[bytes]:
@@ -143,9 +161,9 @@ def _data_frames(events: Iterator[Body], tally: Tally) -> Iterator[bytes]:
     yield DONE
 
 
-def _responses_stream(provider: BaseOpenAIProvider, body: Body, tally: Tally) -> Opened:
-    stream = provider.responses_stream(**body)
-    frames = _EventFrames(stream, tally)
+def _responses_stream(asked: Asked) -> Opened:
+    stream = asked.provider.responses_stream(**asked.body)
+    frames = _EventFrames(stream, asked.tally)
     return Opened(stream, frames, frames.failure)
 
 

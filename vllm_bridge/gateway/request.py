@@ -11,7 +11,7 @@ from ..caller import Trace
 from ..errors import APIStatusError, BadRequestError
 from ..reply import Cancellation
 
-__all__ = ["Request", "bare_model"]
+__all__ = ["Request", "bare_model", "object_in"]
 
 PREFIX = "vllm/"
 _ID = re.compile(r"[!-~]{1,200}\Z")
@@ -145,23 +145,38 @@ class Request:
             raise _too_long(most)
         return length
 
-    def json(self, most: int) -> Dict[str, Any]:
-        """Return the body's JSON object; raises `BadRequestError`."""
-        data = self.body(most)
-        if not data:
-            raise _invalid("the body is empty")
-        _check_size(data)
-        try:
-            body = json.loads(data)
-        except RecursionError:
-            raise _invalid("the JSON is nested too deeply") from None
-        except UnicodeDecodeError as error:
-            raise _invalid("the body is not UTF-8 (byte %d)" % error.start) from None
-        except ValueError as error:
-            raise _invalid("the body is not JSON: %s" % error) from None
-        if not isinstance(body, dict):
-            raise _invalid("the body must be a JSON object")
-        return body
+
+def object_in(data: bytes) -> Dict[str, Any]:
+    """Return the JSON object that is a request's body; raises `BadRequestError`."""
+    if not data:
+        raise _invalid("the body is empty")
+    _check_size(data)
+    try:
+        plain = data[:1] == b"{" and data[1:2] != b"\0"
+        body = _decode(data.decode("utf-8" if plain else json.detect_encoding(data)))
+    except RecursionError:
+        raise _invalid("the JSON is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise _invalid("the body is not UTF-8 (byte %d)" % error.start) from None
+    except ValueError as error:
+        raise _invalid("the body is not JSON: %s" % error) from None
+    if not isinstance(body, dict):
+        raise _invalid("the body must be a JSON object")
+    return body
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("the number %.20s is too large" % digits)
+    return number
+
+
+def _no_number(name: str) -> float:
+    raise ValueError("%s is no JSON number" % name)
+
+
+_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number).decode
 
 
 def _check_size(data: bytes) -> None:

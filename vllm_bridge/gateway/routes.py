@@ -102,12 +102,14 @@ def _paths(path: str) -> List[str]:
 
 
 _EXACT: Dict[str, Dict[str, Route]] = {}
+_FOUND: Dict[Tuple[str, str], Found] = {}  # by method and exact path
 _PATTERNS: List[Tuple[List[str], Dict[str, Route]]] = []
 
 
 def _enter(route: Route, path: str) -> None:
     if "{" not in path:
         _EXACT.setdefault(path, {})[route.method] = route
+        _FOUND[route.method, path] = Found(route)
         return
     segments = path.split("/")
     for known, methods in _PATTERNS:
@@ -126,6 +128,9 @@ for _route in ROUTES:
 
 def find(method: str, path: str) -> Found:
     """Return what a path leads to; ``HEAD`` is answered like ``GET``, and one slash at the end does no harm."""
+    found = _FOUND.get((method, path))
+    if found is not None:
+        return found
     methods = _EXACT.get(path)
     rest = ""
     if methods is None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_bridge.gateway.model_field import replaced
+from vllm_bridge.model_field import replaced
 
 NAME = 'Qwen/Qwen3-8B "new" é\n'
 

@@ -12,6 +12,8 @@ _MEMBER = re.compile(rb'(?<!\\)"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]
 # Each letter of "model" written as an escape begins so; no shorter escape stands for a letter.
 _DISGUISE = b"\\u006"
 
+_PLAIN = re.compile(r"[!#-\[\]-~]+\Z")  # printable ASCII that a JSON string holds as it is
+
 
 def replaced(body: bytes, model: str) -> Optional[bytes]:
     """Return `body` with another `model`, all its other bytes as they were; ``None`` where that is not safe.
@@ -27,4 +29,5 @@ def replaced(body: bytes, model: str) -> Optional[bytes]:
     match = _MEMBER.search(body)
     if match is None:
         return None
-    return b"%b%b%b" % (body[:match.start(1)], json.dumps(model).encode("ascii"), body[match.end(1):])
+    name = '"%s"' % model if _PLAIN.match(model) else json.dumps(model)
+    return b"%b%b%b" % (body[:match.start(1)], name.encode("ascii"), body[match.end(1):])
