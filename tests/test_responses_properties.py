@@ -1,5 +1,7 @@
 """Whatever a chat stream brings: the grammar of its events, and streamed equals not streamed."""
 
+import os
+
 import pytest
 
 from validity import check_event
@@ -11,7 +13,9 @@ hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 
 pytestmark = pytest.mark.filterwarnings("default::hypothesis.errors.HypothesisWarning")
-CASES = hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+CASES = hypothesis.settings(
+    max_examples=200 if os.environ.get("VLLM_BRIDGE_LONG") else 30, deadline=None, derandomize=True, database=None,
+)
 
 CONTEXT = to_chat(
     {
