@@ -1,10 +1,10 @@
 """The steps of ./scripts/test: linters and coverage on this Python, then the tests on the Pythons given as arguments.
 
-The tests of one Python are two runs of pytest at a time, one for each core of a small machine: the files of `WAITING`
-mostly wait for time limits and for programs that they start, the others mostly compute. A test that failed runs once
-more, alone, with the others that failed: on a busy machine a limit of time may have passed. The summary names those
-that passed then. The last line counts tests like pytest; a linter or a gate that failed counts as one failure. Exit
-code 0 or 1. ``VLLM_BRIDGE_LONG=1`` holds for the first Python alone.
+The tests of one Python are three runs of pytest at a time: the files of `WAITING` mostly wait for limits of time, those
+of `STARTING` for programs, the others compute. A test that failed runs once more, alone, with the others that failed:
+on a busy machine a limit of time may have passed. The summary names those that passed then. The last line counts tests
+like pytest; a linter or a gate that failed counts as one failure. Exit code 0 or 1. ``VLLM_BRIDGE_LONG=1`` holds for
+the first Python alone.
 """
 
 import os
@@ -22,9 +22,9 @@ RERUN = 10  # failures of a suite up to which they run once more
 LIMIT = 1800.0  # seconds for one run; a quiet machine needs a tenth
 LONG = "VLLM_BRIDGE_LONG"
 WAITING = """
-bench caller cli echo_server gateway_disconnect gateway_faces gateway_load gateway_serve gateway_workers
-hostile_upstream live_rig packaging provider readme reply scripts secrets soak stream transport
+caller echo_server gateway_disconnect gateway_faces gateway_load hostile_upstream reply soak stream transport
 """.split()
+STARTING = "bench cli gateway_serve gateway_workers live_rig packaging readme scripts secrets".split()
 TITLE = """
 import platform, requests, urllib3
 print("Python %s, requests %s, urllib3 %s" % (platform.python_version(), requests.__version__, urllib3.__version__))
@@ -112,7 +112,7 @@ class Suite:
         write(("\n== %s ==\n" % self.title).encode())
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            runs = [self._start(folder, number, files) for number, files in enumerate(halves())]
+            runs = [self._start(folder, number, files) for number, files in enumerate(parts())]
             for run in runs:
                 run.show()
                 self.counts.update(run.counts)
@@ -130,16 +130,16 @@ class Suite:
         self.last = "%s in %.0fs" % (found or "no tests", time.monotonic() - started)
 
     def _start(self, folder: str, number: int, files: List[str]) -> Run:
-        """Start one half of the tests."""
+        """Start one part of the tests."""
         environ = dict(self._environ)
         arguments = ["-o", "cache_dir=%s/%d" % (folder, number)]
         if self._covered:
             environ["COVERAGE_FILE"] = "%s/coverage.%d" % (folder, number)
-            arguments += ["--cov=vllm_bridge", "--cov-report=", "--cov-fail-under=0"]  # the gate is for both halves
+            arguments += ["--cov=vllm_bridge", "--cov-report=", "--cov-fail-under=0"]  # the gate is for all parts
         return Run(self._python, arguments + files, environ)
 
     def _measure(self, folder: str, parts: int) -> None:
-        """Report the coverage of both halves together, and hold it to the gate of setup.cfg."""
+        """Report the coverage of all parts together, and hold it to the gate of setup.cfg."""
         environ = dict(self._environ, COVERAGE_FILE=folder + "/coverage")
         coverage = [self._python, "-m", "coverage"]
         files = ["%s/coverage.%d" % (folder, number) for number in range(parts)]
@@ -161,12 +161,11 @@ class Suite:
                 self.counts[word] -= run.counts.get(word, 0)
 
 
-def halves() -> List[List[str]]:
-    """Return the arguments of the runs of pytest; one run if the project has none of the files of `WAITING`."""
-    there = [path for path in ("tests/test_%s.py" % name for name in WAITING) if os.path.exists(path)]
-    if not there:
-        return [[]]
-    return [["--ignore=" + path for path in there], there]
+def parts() -> List[List[str]]:
+    """Return the arguments of the runs of pytest: all files but those of `WAITING` and `STARTING`, then those."""
+    named = [[path for path in ("tests/test_%s.py" % name for name in names) if os.path.exists(path)]
+             for names in (WAITING, STARTING)]
+    return [["--ignore=" + path for files in named for path in files]] + [files for files in named if files]
 
 
 def write(block: bytes) -> None:

@@ -249,12 +249,27 @@ def suite(small: Path, environ: Dict[str, str], *pythons: str) -> "subprocess.Co
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=LONG)
 
 
+def test_the_parts_of_a_suite_are_files_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    parts = importlib.import_module("suite")
+    names = parts.WAITING + parts.STARTING
+    assert len(names) == len(set(names))
+    assert all((ROOT / "tests" / ("test_%s.py" % name)).exists() for name in names)
+
+
 @needs_coverage
-def test_the_last_line_counts_all_suites(small: Path, environ: Dict[str, str]) -> None:
-    ran = suite(small, environ, sys.executable, sys.executable)
+def test_the_last_line_counts_all_suites_and_their_parts(small: Path, environ: Dict[str, str]) -> None:
+    with open(str(small / "vllm_bridge" / "__init__.py"), "a") as file:
+        file.write("\n\ndef twice(n: int) -> int:\n    n = n + n\n    return n\n")
+    for name in ("cli", "stream"):  # one of STARTING, one of WAITING; without them the coverage is too low
+        (small / "tests" / ("test_%s.py" % name)).write_text(
+            "import os\nimport pytest\nfrom vllm_bridge import twice\n\n\ndef test_twice():\n"
+            "    assert twice(2) == 4\n\n\n@pytest.mark.skipif('VLLM_BRIDGE_LONG' not in os.environ, reason='long')\n"
+            "def test_long():\n    pass\n")
+    ran = suite(small, dict(environ, VLLM_BRIDGE_LONG="1"), sys.executable)
     assert ran.returncode == 0, ran.stdout
-    assert ran.stdout.endswith("\n3 passed, 0 failed, 0 skipped\n")
-    assert ran.stdout.count("== Python ") == 3 and "flake8: ok\nmypy --strict: ok\n" in ran.stdout
+    assert ran.stdout.endswith("\n8 passed, 0 failed, 2 skipped\n")  # long on the first Python alone
+    assert ran.stdout.count("== Python ") == 2 and "flake8: ok\nmypy --strict: ok\n" in ran.stdout
 
 
 @needs_coverage
@@ -270,12 +285,12 @@ def test_everything_that_fails_is_counted(small: Path, environ: Dict[str, str]) 
 
 @needs_coverage
 def test_what_failed_runs_once_more_and_is_named(small: Path, environ: Dict[str, str]) -> None:
-    (small / "tests" / "test_luck.py").write_text(
+    (small / "tests" / "test_stream.py").write_text(
         "import pathlib\n\n\ndef test_luck():\n    seen = pathlib.Path('seen')\n    lucky = seen.exists()\n"
         "    seen.write_text('')\n    assert lucky\n")
     ran = suite(small, environ)
     assert ran.returncode == 0, ran.stdout
-    assert "passed when run again: tests/test_luck.py::test_luck" in ran.stdout
+    assert "passed when run again: tests/test_stream.py::test_luck" in ran.stdout
     assert ran.stdout.endswith("\n2 passed, 0 failed, 0 skipped\n")
 
 
