@@ -94,3 +94,32 @@ def test_whatever_comes_is_read_or_refused(parts: List[bytes]) -> None:
             decoder.feed(part)
     except ChunkError:
         pass
+
+
+# ---------------------------------------------------------------- one chunk at a time, as a server writes events
+
+
+def test_chunk_after_chunk() -> None:
+    decoder = ChunkedDecoder()
+    for _ in range(3):
+        assert decoder.feed(b"5\r\nhello\r\n") == b"hello"
+        assert decoder.feed(b"A\r\n0123456789\r\n") == b"0123456789"
+        assert decoder.feed(b"4\r\n\r\n\r\n\r\n") == b"\r\n\r\n"
+    assert decoder.feed(b"5\r\nhello\r\n1\r\n!") == b"hello!"
+    assert decoder.feed(b"\r\n5\r\nhel") == b"hel"
+    assert decoder.feed(b"lo\r\n") == b"lo"
+    assert decoder.feed(b"5\r\nhello\r\n") == b"hello"
+    assert decoder.feed(b"0\r\n\r\n") == b"" and decoder.finished and decoder.rest == b""
+
+
+@pytest.mark.parametrize("chunk", [
+    b"5\r\nhell\r\n\r\n", b"5\r\nhello!\r\n", b"5\r\nhello\n\n", b" 5\r\nhello\r\n", b"+5\r\nhello\r\n",
+    b"0x5\r\nhello\r\n", b"5_0\r\nhello\r\n", b"\r\nhello\r\n",
+])
+def test_a_chunk_whose_size_is_wrong_is_refused_also_after_many(chunk: bytes) -> None:
+    decoder = ChunkedDecoder()
+    for _ in range(3):
+        assert decoder.feed(b"5\r\nhello\r\n") == b"hello"
+    with pytest.raises(ChunkError):
+        decoder.feed(chunk)
+        decoder.feed(b"0\r\n\r\n")

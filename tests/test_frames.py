@@ -261,3 +261,28 @@ def test_what_a_text_says_does_not_stop_it(text):
     block = line(plain('{"content":"%s"}' % text)) * 3
     assert Frames(1, True, Tally()).passes(block) == len(block)
     assert Frames(1, True, Tally()).passes(block + block[:50]) == len(block)
+
+
+def test_an_event_like_the_one_before_passes_by_what_stands_around_its_text():
+    frames = Frames(1, True, Tally())
+    assert frames.passes(line(plain('{"content":"one"}'))) and frames._before
+    for text in ("two", "", "ä", " ", "{}", "a:b", "x" * 1000):
+        block = line(plain('{"content":"%s"}' % text))
+        assert frames.passes(block) == len(block)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        plain('{"content":"one"}', reason='"stop"'),
+        plain('{"content":"one"}', rest=',"error":{"message":"no"}'),
+        plain('{"content":"one"}', rest=',"usage":{"prompt_tokens":1}'),
+        plain('{"content":"one","reasoning":"two"}'),
+        plain('{"content":"one"},"finish_reason":"stop","logprobs":{"a":"b"}'),
+        plain('{"content":"\n\ndata: {"}'),
+    ],
+)
+def test_an_event_that_only_begins_like_the_one_before_is_looked_at(event):
+    frames, new = Frames(1, True, Tally()), Frames(1, True, Tally())
+    assert frames.passes(line(plain('{"content":"one"}')))
+    assert frames.passes(line(event)) == new.passes(line(event)) == 0

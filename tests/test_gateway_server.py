@@ -906,5 +906,5 @@ def test_lingering_ends(monkeypatch: Any) -> None:
     left, right = socket.socketpair()
     with timed(left) as sock, right:
         right.send(b"x" * 1000)
-        channel.Channel(sock).linger()
+        channel.Channel(sock, LONG).linger()
         assert right.recv(10) == b""

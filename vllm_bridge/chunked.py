@@ -4,7 +4,7 @@ The gateway's server reads request bodies with it, the adapter response bodies.
 """
 
 import re
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 
 from .http1 import Pairs, ProtocolError, checked_fields
 
@@ -19,6 +19,10 @@ _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n").match
 _CHUNK_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[\t ]*(?:;[\t -~\x80-\xff]*)?)?\r?")
 _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
 _BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
+
+# The sizes of chunks as they were written: a stream's events have a few hundred different lengths.
+_SIZES_KEPT = 4096
+_sizes: Dict[bytes, int] = {}
 
 
 class ChunkError(ProtocolError):
@@ -53,10 +57,19 @@ class ChunkedDecoder:
 
     def feed(self, data: bytes) -> bytes:
         """Return the body bytes that `data` completes; raises ChunkError."""
-        if self._state == _DATA and len(data) < self._left:
+        state = self._state
+        if state == _DATA and len(data) < self._left:
             self._left -= len(data)
             return data
-        if self._state == _DONE:
+        if (state == _DATA_END and self._pending == b"\r\n") or (state == _SIZE and not self._pending):
+            # A server writes an event as a chunk, and so it arrives: one chunk and nothing else.
+            end = data.find(b"\r\n", 0, 18)
+            size = _sizes.get(data[:end])
+            if size is not None and len(data) == end + size + 4 and data.endswith(b"\r\n"):
+                self._state = _DATA_END
+                self._pending = b"\r\n"
+                return data[end + 2:-2]
+        if state == _DONE:
             self.rest += data
             return b""
         if self._pending:
@@ -128,8 +141,10 @@ class ChunkedDecoder:
             self._extensions += len(match.group(2))
             if len(match.group(2)) > MAX_EXTENSION or self._extensions > MAX_EXTENSIONS:
                 raise ChunkError("the chunk extensions are too long")
-        self._left = int(match.group(1), 16)
-        self._state = _DATA if self._left else _TRAILER
+        left = self._left = int(match.group(1), 16)
+        self._state = _DATA if left else _TRAILER
+        if left and match.group(2) is None and len(_sizes) < _SIZES_KEPT:
+            _sizes[match.group(1)] = left
         return match.end()
 
     def _trailer(self, data: bytes, pos: int) -> int:

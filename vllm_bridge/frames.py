@@ -51,6 +51,8 @@ class Frames:
         self._ends = Ends(choices)
         self._usage = usage
         self._tally = tally
+        self._before = b""  # of an event that passed: what stands before its text,
+        self._after = b""  # and behind it
 
     def feed(self, event: Event) -> Sequence[bytes]:
         """Return the event to forward, if it is one; raise the error that it carries."""
@@ -77,6 +79,12 @@ class Frames:
 
         They are those before the first that needs a look, if each of them is one line with one choice that goes on.
         """
+        before = self._before
+        if before and block.startswith(before):  # most events are the one before with another text
+            after = self._after
+            text = len(block) - len(after)
+            if block.find(b'"', len(before)) == text and block.endswith(after) and block.find(b"\n") == len(block) - 2:
+                return len(block)
         end = block.rfind(b"\n\n") + 2
         for mark in _MARKS:
             at = block.find(mark, 0, end)
@@ -95,7 +103,18 @@ class Frames:
             and count(b'"finish_reason"', 0, end) == events
             and count(b'"finish_reason":null', 0, end) == events
         )
-        return end if plain else 0
+        if not plain:
+            return 0
+        if events == 1 and end == len(block):
+            self._learn(block)
+        return end
+
+    def _learn(self, block: bytes) -> None:
+        """Note what stands around the text of an event, to know the next one by it."""
+        start = block.find(b'"delta":{"content":"') + 20
+        end = block.find(b'"}', start)
+        if start >= 20 and end >= 0 and b"\\" not in block[start:end] and b'"' not in block[start:end]:
+            self._before, self._after = block[:start], block[end:]
 
     def finish(self) -> Sequence[bytes]:
         """Return the end mark."""

@@ -86,7 +86,9 @@ class Body:
         if block:
             self._ready = b""
         else:
-            block = self._next(amt if amt is not None and amt > BLOCK else BLOCK)
+            size = amt if amt is not None and amt > BLOCK else BLOCK
+            chunks = self._chunks
+            block = self._next_counted(size) if chunks is None else self._next_of_chunks(chunks, size)
         if amt is not None and 0 <= amt < len(block):
             self._ready = block[amt:]
             return block[:amt]
@@ -124,35 +126,52 @@ class Body:
         if connection is not None:
             connection.close()
 
-    def _next(self, size: int) -> bytes:
+    def _next_counted(self, size: int) -> bytes:
+        while not self._ended:
+            block = self._counted(self._received(size))
+            if block:
+                return block
+        return b""
+
+    def _next_of_chunks(self, chunks: ChunkedDecoder, size: int) -> bytes:
         while not self._ended:
             if self._fault is not None:
                 raise self._fault
-            data = self._rest
-            if data:
-                self._rest = b""
-            else:
-                data = self._received(size)
-            block = self._counted(data) if self._chunks is None else self._dechunked(self._chunks, data)
+            data = self._received(size)
+            try:
+                block = chunks.feed(data)
+            except ChunkError as fault:
+                self._fault = fault
+                block = fault.before
+            if chunks.finished:
+                self._end(chunks.rest)
             if block:
                 return block
         return b""
 
     def _received(self, size: int) -> bytes:
+        data: bytes = self._rest
+        if data:
+            self._rest = b""
+            return data
         connection = self._connection
         if connection is None or connection.sock is None:
             raise ProtocolError("the connection was closed")
         try:
-            data: bytes = connection.sock.recv(size)
+            data = connection.sock.recv(size)
         except BlockingIOError as error:
             raise socket.timeout("timed out") from error
         if not data:
-            if self._chunks is not None:
-                raise ProtocolError("the connection ended inside a chunked body")
-            if self._left is not None:
-                raise ProtocolError("the connection ended %d bytes before the body's length" % self._left)
-            self._end(b"")
+            self._cut_off()
         return data
+
+    def _cut_off(self) -> None:
+        """Take the end of the connection for that of the body, or raise."""
+        if self._chunks is not None:
+            raise ProtocolError("the connection ended inside a chunked body")
+        if self._left is not None:
+            raise ProtocolError("the connection ended %d bytes before the body's length" % self._left)
+        self._end(b"")
 
     def _counted(self, data: bytes) -> bytes:
         if self._left is not None:
@@ -162,16 +181,6 @@ class Body:
             if not self._left:
                 self._end(extra)
         return data
-
-    def _dechunked(self, chunks: ChunkedDecoder, data: bytes) -> bytes:
-        try:
-            block = chunks.feed(data)
-        except ChunkError as fault:
-            self._fault = fault
-            return fault.before
-        if chunks.finished:
-            self._end(chunks.rest)
-        return block
 
     def _end(self, extra: bytes) -> None:
         self._ended = True

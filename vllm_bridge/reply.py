@@ -338,6 +338,8 @@ class OpenReply:
 def _read1_of(response: Any, headers: Mapping[str, str]) -> Callable[[], bytes]:
     """Return the function that reads what is there, without waiting for a block to fill; ``b""`` at the end."""
     raw = response.raw
+    if hasattr(raw, "long_block"):  # the lean adapter's
+        return partial(raw.read1, _BLOCK)
     if hasattr(raw, "read1"):  # urllib3 2.2 and newer
         return partial(raw.read1, _BLOCK, decode_content=True)
     below: Any = getattr(raw, "_fp", None)

@@ -2,7 +2,7 @@
 
 import time
 from itertools import chain
-from typing import Any, Callable, Generator, Generic, Iterator, List, Optional, Protocol, Sequence, TypeVar
+from typing import Any, Callable, Generator, Generic, Iterator, List, Optional, Protocol, Sequence, TypeVar, Union
 
 from .errors import APIConnectionError, APITimeoutError, BridgeError, IncompleteStreamError
 from .sse import Event, EventDecoder
@@ -172,6 +172,10 @@ def _joined(source: Source, reader: Reader[bytes], batches: "_Batches") -> Gener
     """The same, but all that one read completes is one item, so that it leaves in one write."""
     events = batches.next(False)
     while events is not None:
+        if type(events) is bytes:
+            yield events
+            events = batches.next(reader.finished)
+            continue
         out: List[bytes] = []
         try:
             for event in events:
@@ -210,13 +214,14 @@ class _Batches:
         self._limits = limits
         self._passes = passes  # how much of a block that begins with an event may go on as it is
         self._decoder = EventDecoder()
+        self._clear = False  # the decoder is between two events, and stays so while all blocks pass it by
         self._limit: Optional[float] = None
         self._on_socket: Optional[float] = None
         self._seen = False
         self._since = 0.0
 
-    def next(self, finished: bool) -> Optional[List[Any]]:
-        """Return the next events, and before them what passes unread, as bytes.
+    def next(self, finished: bool) -> Any:
+        """Return the next events, and before them what passes unread, as bytes; bytes alone if all of it passes.
 
         ``None`` is the end of the body, or of the patience after the finish.
         """
@@ -245,13 +250,18 @@ class _Batches:
                 return None
             raise
 
-    def _events(self, chunk: bytes) -> List[Any]:
+    def _events(self, chunk: bytes) -> Union[List[Any], bytes]:
         decoder = self._decoder
-        if self._passes is not None and decoder.stands_aside(chunk):
-            end = self._passes(chunk)
+        passes = self._passes
+        if passes is not None and ((self._clear and b"\r" not in chunk) or decoder.stands_aside(chunk)):
+            end = passes(chunk)
+            if end == len(chunk):
+                self._clear = True
+                return chunk
             if end:
-                rest = chunk[end:]
-                return [chunk[:end], *decoder.feed(rest)] if rest else [chunk]
+                self._clear = False
+                return [chunk[:end], *decoder.feed(chunk[end:])]
+        self._clear = False
         return decoder.feed(chunk)
 
     def _set_timeout(self, seconds: Optional[float]) -> None:

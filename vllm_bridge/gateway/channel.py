@@ -2,7 +2,7 @@
 
 import socket
 import time
-from typing import Tuple
+from typing import NoReturn, Tuple
 
 from ..timed_socket import TIMED_OUT, TimedSocket
 
@@ -16,13 +16,16 @@ _JOINED = 64 * 1024  # bytes up to which parts are copied together rather than g
 class Channel:
     """Receive and send on a connected socket, each wait limited in seconds.
 
-    A send that fits into the kernel's buffer costs one system call, and so does a read.
+    A send that fits into the kernel's buffer costs one system call, and so does a read. `patience` is how many
+    seconds the other side may take nothing. ``lost`` tells that a send or a read has failed: nobody is there any more.
     """
 
-    __slots__ = ("sock",)
+    __slots__ = ("sock", "lost", "_patience")
 
-    def __init__(self, sock: TimedSocket) -> None:
+    def __init__(self, sock: TimedSocket, patience: float) -> None:
         self.sock = sock
+        self.lost = False
+        self._patience = patience
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:  # a Unix socket, or a client that has gone
@@ -38,28 +41,44 @@ class Channel:
             return self.sock.recv(size)
         except TIMED_OUT:
             raise TimeoutError("nothing was received for %g seconds" % seconds) from None
+        except OSError:
+            self.lost = True
+            raise
 
-    def send(self, parts: Tuple[bytes, ...], seconds: float) -> None:
-        """Send all parts in one write where the kernel takes them.
-
-        Raises TimeoutError once the client has taken nothing for `seconds`.
-        """
+    def send(self, data: bytes) -> None:
+        """Send all of it; raises TimeoutError once nothing was taken for `patience` seconds, or another OSError."""
         sock = self.sock
-        sock.limit_sending(seconds)
-        total = sum(map(len, parts))
-        data = b""
+        sock.limit_sending(self._patience)
         try:
-            if len(parts) == 1 or total <= _JOINED or not hasattr(sock, "sendmsg"):
-                data = parts[0] if len(parts) == 1 else b"".join(parts)
-                sent = sock.send(data)
-            else:
-                sent = sock.sendmsg(parts)
+            sent = sock.send(data)
+            if sent < len(data):
+                self._send_rest(memoryview(data)[sent:])
+        except OSError as error:
+            self._fail(error)
+
+    def send_parts(self, parts: Tuple[bytes, ...]) -> None:
+        """Send all parts, in one write where the kernel takes them."""
+        total = sum(map(len, parts))
+        if total <= _JOINED or not hasattr(self.sock, "sendmsg"):
+            self.send(b"".join(parts))
+            return
+        self.sock.limit_sending(self._patience)
+        try:
+            sent = self.sock.sendmsg(parts)
             if sent < total:
-                rest = memoryview(data or b"".join(parts))[sent:]
-                while rest:
-                    rest = rest[sock.send(rest):]
-        except TIMED_OUT:
-            raise TimeoutError("nothing was taken for %g seconds" % seconds) from None
+                self._send_rest(memoryview(b"".join(parts))[sent:])
+        except OSError as error:
+            self._fail(error)
+
+    def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            rest = rest[self.sock.send(rest):]
+
+    def _fail(self, error: OSError) -> NoReturn:
+        self.lost = True
+        if isinstance(error, TIMED_OUT):
+            raise TimeoutError("nothing was taken for %g seconds" % self._patience) from None
+        raise error
 
     def linger(self) -> None:
         """End the output and read on for a while, so that the last reply reaches a client that is still sending.

@@ -52,12 +52,11 @@ class Connection(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         self.connection = self.request
-        self._channel = Channel(self.request)
+        self._channel = Channel(self.request, self.server.write_timeout)
         self._buffer = b""  # received and not yet used
         self._waited = 0.0  # seconds spent waiting for the body of this request
         self._received = 0  # bytes of it
         self._continue = False  # the client waits for 100 Continue
-        self._lost = False  # the client has gone, or takes nothing
         self._unread = False  # input may be left that the client is still sending
         self._base: Dict[str, Any] = dict(
             self.server.base_environ, REMOTE_ADDR=str(self.client_address[0]), REMOTE_PORT=str(self.client_address[1])
@@ -103,7 +102,7 @@ class Connection(BaseHTTPRequestHandler):
                 if unread and unread > _DRAINED:
                     reply.close = True
 
-        reply = Reply(head, self._send, self.server.date_line, before_head)
+        reply = Reply(head, self._channel, self.server.date_line, before_head)
         if not self._call(head, body, reply):
             self._unread = True
             return False
@@ -130,7 +129,7 @@ class Connection(BaseHTTPRequestHandler):
             if not reply.sent:
                 self._refuse(error.status, error.message)
         except Exception as error:
-            if self._lost:
+            if self._channel.lost:
                 logger.debug("the client left before its reply ended: %s", error)
                 return False
             where = head.target.partition("?")[0]
@@ -216,16 +215,13 @@ class Connection(BaseHTTPRequestHandler):
             return data
         if self._continue:
             self._continue = False
-            self._send((b"HTTP/1.1 100 Continue\r\n\r\n",))
+            self._channel.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         limit = self.server.body_timeout
         started = time.monotonic()
         try:
             data = self._channel.receive(_BODY_READ, limit)
         except TimeoutError:
             raise BodyError(408, "nothing of the request body arrived for %g seconds" % limit) from None
-        except OSError:
-            self._lost = True  # reset by the client
-            raise
         self._waited += time.monotonic() - started
         self._received += len(data)
         if not data:
@@ -239,13 +235,6 @@ class Connection(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------ out
 
-    def _send(self, parts: Tuple[bytes, ...]) -> None:
-        try:
-            self._channel.send(parts, self.server.write_timeout)
-        except OSError:
-            self._lost = True
-            raise
-
     def _refuse(self, status: int, message: str) -> None:
         """Answer with an error of the server's own and end the connection."""
         self._unread = True
@@ -256,7 +245,7 @@ class Connection(BaseHTTPRequestHandler):
         head = "HTTP/1.1 %d %s\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
         head %= (status, _PHRASES[status], self.server.date_line(), len(body))
         try:
-            self._send((head.encode("latin-1"), body))
+            self._channel.send(head.encode("latin-1") + body)
         except OSError:
             pass
 

@@ -31,25 +31,17 @@ class Relay:
         self._opened = opened
         self._told = told
         self._ended = ended
-        self._frames: Iterator[bytes] = opened.frames
         self._status = _LEFT
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
         try:
-            return next(self._frames)
-        except StopIteration:
-            if self._status == _LEFT:
-                self._status = 200
-            raise
+            yield from self._opened.frames
         except RequestCancelledError:  # the client has left
-            self._frames = iter(())
+            pass
         except Exception as error:
-            self._frames = iter(())
-            return self._broken(error)
-        raise StopIteration
+            yield self._broken(error)
+        else:
+            self._status = 200
 
     def _broken(self, error: Exception) -> bytes:
         """Return the last event: what went wrong, in the form of this API."""

@@ -2,15 +2,17 @@
 
 import logging
 import re
-from typing import Any, Callable, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Set, Tuple
 
 from ..http1 import RequestHead, field_block
+from .channel import Channel
 
 __all__ = ["Reply"]
 
 logger = logging.getLogger("vllm_bridge.gateway")
 
 _STATUS = re.compile(r"[2-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
+_statuses: Set[str] = set()  # those that were seen
 _DIGITS = re.compile(r"[0-9]{1,18}")
 # The connection is the server's: an application that names these fields is not heard, but for "close".
 _HOP_BY_HOP = frozenset((
@@ -23,19 +25,19 @@ Headers = List[Tuple[str, str]]
 class Reply:
     """Frame what an application answers: by length where it is known, else in chunks.
 
-    `send` writes its parts to the client in one go. ``close`` says that the connection ends with this
+    ``close`` says that the connection ends with this
     reply, ``sent`` that its head has left.
     """
 
     __slots__ = (
-        "close", "sent", "status", "_send", "_date", "_head", "_block", "_length", "_left", "_chunked", "_silent",
+        "close", "sent", "status", "_channel", "_date", "_head", "_block", "_length", "_left", "_chunked", "_silent",
         "_before_head",
     )
 
     def __init__(
         self,
         head: RequestHead,
-        send: Callable[[Tuple[bytes, ...]], None],
+        channel: Channel,
         date: Callable[[], str],
         before_head: Callable[["Reply"], None],
     ) -> None:
@@ -43,7 +45,7 @@ class Reply:
         self.sent = False
         self.status = ""
         self._head = head
-        self._send = send
+        self._channel = channel
         self._date = date
         self._before_head = before_head
         self._block = ""
@@ -64,8 +66,8 @@ class Reply:
                 exc_info = None  # no circle through this frame
         elif self.status:
             raise RuntimeError("start_response was called twice without exc_info")
-        if _STATUS.fullmatch(status) is None:
-            raise ValueError("the status is not three digits from 200 and a phrase")
+        if status not in _statuses:
+            _check_status(status)
         fields = {name.lower(): value for name, value in headers}
         length = fields.get("content-length")
         if not _HOP_BY_HOP.isdisjoint(fields) or (status[:3] == "204" and length is not None):
@@ -91,17 +93,18 @@ class Reply:
         """Send one piece of the body; the head goes with the first."""
         if not data:
             return
-        parts: Tuple[bytes, ...]
         head = b"" if self.sent else self._head_bytes(None)
         if self._silent:
-            parts = (head,)
+            data = b""
         elif self._chunked:
-            parts = (b"%b%x\r\n" % (head, len(data)), data, b"\r\n")
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        elif self._length is not None:
+            data = self._counted(data)
+        self.sent = True
+        if head:
+            self._channel.send_parts((head, data))
         else:
-            if self._length is not None:
-                data = self._counted(data)
-            parts = (head, data) if head else (data,)
-        self._send_parts(parts)
+            self._channel.send(data)
 
     # ------------------------------------------------------------ what the connection calls
 
@@ -110,18 +113,28 @@ class Reply:
         if isinstance(body, (list, tuple)) and not self.sent:
             self._send_whole(body[0] if len(body) == 1 else b"".join(body))
             return
-        for item in body:
+        items = iter(body)
+        for item in items:
             if self._silent and self.status:
                 break  # HEAD: the application has said all that may be sent
             self.write(item)
+            if self._chunked:
+                self._send_chunks(items)
         self.finish()
+
+    def _send_chunks(self, items: Iterator[bytes]) -> None:
+        """Send the rest of a body whose length is not known: the loop that every event of a stream goes through."""
+        send = self._channel.send
+        for item in items:
+            if item:
+                send(b"%x\r\n%b\r\n" % (len(item), item))
 
     def finish(self) -> None:
         """End the reply."""
         if not self.sent:
             self._send_whole(b"")
         elif self._chunked:
-            self._send((b"0\r\n\r\n",))
+            self._channel.send(b"0\r\n\r\n")
         elif self._length is not None and self._left and not self._silent:
             logger.error("the application sent %d bytes fewer than its Content-Length", self._left)
             self.close = True
@@ -133,11 +146,11 @@ class Reply:
             if self._left:
                 logger.error("the application sent %d bytes fewer than its Content-Length", self._left)
                 self.close = True
-        self._send_parts((head,) if self._silent or not data else (head, data))
-
-    def _send_parts(self, parts: Tuple[bytes, ...]) -> None:
         self.sent = True
-        self._send(parts)
+        if self._silent or not data:
+            self._channel.send(head)
+        else:
+            self._channel.send_parts((head, data))
 
     def _counted(self, data: bytes) -> bytes:
         if len(data) > self._left:
@@ -169,3 +182,10 @@ class Reply:
         elif one_zero:
             framing += "Connection: keep-alive\r\n"
         return ("HTTP/1.1 %s\r\n%s%s\r\n" % (self.status, self._block, framing)).encode("latin-1")
+
+
+def _check_status(status: str) -> None:
+    if _STATUS.fullmatch(status) is None:
+        raise ValueError("the status is not three digits from 200 and a phrase")
+    if len(_statuses) < 100:
+        _statuses.add(status)
