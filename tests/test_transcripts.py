@@ -242,6 +242,7 @@ def pairs_of(events):
     return [(event.event, event.data) for event in events]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_cut_at_every_byte_gives_the_same_events_and_items(name):
     body = ALL[name].body
