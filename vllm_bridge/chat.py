@@ -39,14 +39,19 @@ def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
     """
     body = rename_guided(body)
     messages = body.get("messages")
-    if isinstance(messages, list) and any(_lacks_mirror(message) for message in messages):
-        body["messages"] = [_mirrored(message) if _lacks_mirror(message) else message for message in messages]
+    if isinstance(messages, list):
+        for message in messages:
+            if isinstance(message, dict) and ("reasoning" in message or "reasoning_content" in message):
+                body["messages"] = [_mirrored(each) if _lacks_mirror(each) else each for each in messages]
+                break
     return body
 
 
 def rename_guided(body: Dict[str, Any]) -> Dict[str, Any]:
     """Return a copy of the body in which ``guided_*`` parameters are ``structured_outputs``."""
     body = dict(body)
+    if _GUIDED.keys().isdisjoint(body):
+        return body
     for old in [name for name in _GUIDED if name in body]:
         value = body.pop(old)
         outputs = body.get("structured_outputs")

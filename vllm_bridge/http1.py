@@ -70,6 +70,7 @@ _RECURRING = frozenset((
 ).split())
 _LINES_KEPT = 1000
 _lines: Dict[str, Tuple[str, str]] = {}
+_written: Dict[Tuple[str, str], str] = {}
 _starts: Dict[Pattern[str], Dict[str, Tuple[str, ...]]] = {_REQUEST_LINE: {}, _STATUS_LINE: {}}
 
 
@@ -83,6 +84,10 @@ class Fields(Mapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         return self._lower[name.lower()]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a field's value, or `default`."""
+        return self._lower.get(name.lower(), default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._lower)
@@ -124,7 +129,8 @@ class _Head:
         else:
             tokens = [token.strip(" \t") for token in connection.lower().split(",")]
             self.keep_alive = "close" not in tokens and (minor == "1" or "keep-alive" in tokens)
-        self.content_length = _content_length(fields)
+        length = fields.get("content-length")
+        self.content_length = None if length is None else _content_length(length)
         self.chunked = "transfer-encoding" in fields
         if self.chunked:
             self._check_coding(fields["transfer-encoding"].lower())
@@ -235,10 +241,7 @@ def _joined(headers: Pairs) -> Dict[str, str]:
     return fields
 
 
-def _content_length(fields: Dict[str, str]) -> Optional[int]:
-    value = fields.get("content-length")
-    if value is None:
-        return None
+def _content_length(value: str) -> int:
     if not (value.isdigit() and value.isascii() and len(value) <= 18):
         raise HeadError(400, "Content-Length is not a number of bytes")
     return int(value)
@@ -272,18 +275,20 @@ def parse_response_head(head: Buffer, method: str) -> ResponseHead:
 
 def field_block(headers: Pairs) -> str:
     """Write header lines; raises ValueError where one would not be read back as it is."""
-    block = "".join(["%s: %s\r\n" % pair for pair in headers])
-    if not _are_plain(headers) and (block.count("\n") != len(headers) or _FIELD_LINES.fullmatch(block) is None):
-        raise ValueError("a header name or value has a character that HTTP does not allow")
+    block = ""
+    for pair in headers:
+        block += _written.get(pair) or _write(pair)
     return block
 
 
-def _are_plain(headers: Pairs) -> bool:
-    """Tell without a pattern that nothing is wrong with header lines, as it is nearly always."""
-    names = [name for name, _ in headers]
-    values = "".join([value for _, value in headers])
-    letters = "".join(names).replace("-", "")
-    return letters.isalnum() and letters.isascii() and values.isascii() and values.isprintable() and all(names)
+def _write(pair: Tuple[str, str]) -> str:
+    line = "%s: %s" % pair
+    if _FIELD_LINE.fullmatch(line) is None:
+        raise ValueError("a header name or value has a character that HTTP does not allow")
+    line += "\r\n"
+    if pair[0].lower() in _RECURRING and len(line) < 200:
+        _keep(_written, pair, line)
+    return line
 
 
 def _taken_apart(text: str, start_line: Pattern[str]) -> Optional[Tuple[Tuple[str, ...], Pairs]]:
@@ -319,7 +324,7 @@ def _started(line: str, start_line: Pattern[str]) -> Optional[Tuple[str, ...]]:
     return start
 
 
-def _keep(kept: Dict[str, Any], line: str, parts: Any) -> None:
+def _keep(kept: Dict[Any, Any], line: Any, parts: Any) -> None:
     if len(kept) >= _LINES_KEPT:
         kept.clear()
     kept[line] = parts

@@ -83,7 +83,7 @@ class KeyRing:
         if exclude:
             candidates = [key for key in candidates if key not in exclude] or candidates
         if not self._down:  # a dict's truth is read at once; all servers well is the common case
-            return self._weighted(candidates)
+            return candidates[0] if len(candidates) == 1 else self._weighted(candidates)
         with self._lock:
             return self._avoiding(candidates)
 

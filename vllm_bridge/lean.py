@@ -29,6 +29,7 @@ from .timed_socket import TIMED_OUT, TimedSocket, timed
 __all__ = ["LeanAdapter", "is_own"]
 
 _URLS = 256  # addresses taken apart and kept
+_SEND: Any = HTTPAdapter.send  # as it was at import
 
 Timeout = Tuple[Optional[float], Optional[float]]
 
@@ -92,13 +93,14 @@ class LeanAdapter(BaseAdapter):
         proxies: Any = None,
     ) -> requests.Response:
         """Send a request and return its response with the body still to be read; raises what requests raises."""
-        target = self._target(request.url or "")
-        limits = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+        url = request.url or ""
+        target = self._targets.get(url) or self._target(url)
+        limits = timeout if type(timeout) is tuple else (timeout, timeout)
         fields = list(request.headers.items())
         names = {name.lower() for name, _ in fields}
-        proxied = proxies and any(proxies.values()) and select_proxy(request.url or "", proxies)
-        stock = is_own(HTTPAdapter.send, requests.adapters)
-        if target is None or proxied or not stock or not _is_plain(request.body, names, limits):
+        replaced = HTTPAdapter.send is not _SEND or not _IS_OWN
+        proxied = proxies and any(proxies.values()) and select_proxy(url, proxies)
+        if target is None or proxied or replaced or not _is_plain(request.body, names, limits):
             request.headers = CaseInsensitiveDict(fields)
             return self._other.send(
                 request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
@@ -179,10 +181,8 @@ class LeanAdapter(BaseAdapter):
 
     def _target(self, url: str) -> Optional[_Target]:
         """Return how to reach a URL, ``None`` if that is not this adapter's."""
-        try:
+        if url in self._targets:
             return self._targets[url]
-        except KeyError:
-            pass
         if len(self._targets) >= _URLS:
             self._targets.clear()
         self._targets[url] = target = _taken_apart(url)
@@ -213,16 +213,20 @@ def is_own(function: Any, module: ModuleType) -> bool:
     return type(function) is FunctionType and function.__globals__ is module.__dict__
 
 
+_IS_OWN = is_own(_SEND, requests.adapters)
+
+
 def _is_plain(body: Any, names: Set[str], limits: Any) -> bool:
     if body is not None and type(body) is not bytes and not (hasattr(body, "read") and hasattr(body, "__len__")):
         return False
     if "transfer-encoding" in names or (body is not None and "content-length" not in names):
         return False
-    return len(limits) == 2 and _is_limit(limits[0]) and _is_limit(limits[1])
-
-
-def _is_limit(limit: Any) -> bool:
-    return limit is None or type(limit) is float or isinstance(limit, (int, float))
+    if len(limits) != 2:
+        return False
+    for limit in limits:
+        if limit is not None and not isinstance(limit, (int, float)):
+            return False
+    return True
 
 
 def _carry(

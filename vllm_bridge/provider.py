@@ -357,10 +357,15 @@ def _instance(kind: type, name: str) -> Callable[[Any, Options], Any]:
     return check
 
 
+def _headers(value: Any, options: Options) -> Dict[str, str]:
+    checked = check_headers(value, "headers")
+    return {**options.headers, **checked} if options.headers else checked
+
+
 # How each setting of a call is read: (what was given, the settings so far) -> what counts from now on.
 _CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
     "timeout": lambda value, options: normalise_timeout(value, "timeout", options.timeout[0]),
-    "headers": lambda value, options: {**options.headers, **check_headers(value, "headers")},
+    "headers": _headers,
     "max_retries": lambda value, options: whole(value, "max_retries"),
     "stream_idle_timeout": lambda value, options: number(value, "stream_idle_timeout", positive=True),
     "deadline": lambda value, options: number(value, "deadline", positive=True),

@@ -231,6 +231,8 @@ class OpenReply:
                     size += len(block)
                     if size > MAX_BODY:
                         raise ValueError("it is longer than %d bytes" % MAX_BODY)
+                    if size_read and raw.closed:
+                        break
                 else:
                     return b"".join(blocks)
             except Exception as error:

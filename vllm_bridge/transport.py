@@ -43,6 +43,10 @@ _BAD_ADDRESS = (
     urllib3.exceptions.LocationValueError,
 )
 
+_SEND: Any = requests.Session.send  # as they were at import
+_GET_ADAPTER: Any = requests.Session.get_adapter
+_ARE_OWN = is_own(_SEND, requests.sessions) and is_own(_GET_ADAPTER, requests.sessions)
+
 _STALE_WITHIN = 1.0  # seconds after sending in which a hang-up means that the pooled connection was stale
 
 
@@ -52,7 +56,7 @@ class _Session(requests.Session):
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send by the adapter alone where nothing else can happen: no hooks, redirects or cookies are in use here."""
         # Tracers and test doubles put their own functions in the place of these.
-        if is_own(requests.Session.send, requests.sessions) and is_own(requests.Session.get_adapter, requests.sessions):
+        if requests.Session.send is _SEND and requests.Session.get_adapter is _GET_ADAPTER and _ARE_OWN:
             adapter = self.adapters["http://"]
             if type(adapter) is LeanAdapter:
                 del kwargs["allow_redirects"]

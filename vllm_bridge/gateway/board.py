@@ -19,19 +19,19 @@ _PART = _NAMES + _CELLS * _CELL
 class Series:
     """Some numbers under one name, in this process's part."""
 
-    __slots__ = ("_cells", "_at")
+    __slots__ = ("cells", "at")
 
     def __init__(self, cells: "memoryview[float]", at: int) -> None:
-        self._cells = cells
-        self._at = at
+        self.cells = cells
+        self.at = at
 
     def add(self, value: float, index: int = 0) -> None:
         """Add to a number; the caller keeps other threads of this process away."""
-        self._cells[self._at + index] += value
+        self.cells[self.at + index] += value
 
     def set(self, value: float) -> None:
         """Set the first number."""
-        self._cells[self._at] = value
+        self.cells[self.at] = value
 
 
 class Board:

@@ -95,14 +95,13 @@ class Connection(BaseHTTPRequestHandler):
         self._continue = head.expect_continue
         self._waited, self._received = 0.0, 0
 
-        def before_head(reply: Reply) -> None:
-            if not reply.close:
-                unread = body.unread
-                reply.close = self.server.stopping or body.failed or self._continue or unread is None
-                if unread and unread > _DRAINED:
-                    reply.close = True
+        def must_close() -> bool:
+            unread = body.unread
+            if self.server.stopping or body.failed or self._continue or unread is None:
+                return True
+            return unread > _DRAINED
 
-        reply = Reply(head, self._channel, self.server.date_line, before_head)
+        reply = Reply(head, self._channel, self.server.date_line, must_close)
         if not self._call(head, body, reply):
             self._unread = True
             return False

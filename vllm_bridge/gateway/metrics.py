@@ -33,7 +33,7 @@ class Metrics:
         self._board = Board(workers)
         self._lock = threading.Lock()
         self._rows: Dict[Any, Series] = {}
-        self._ends: Dict[Tuple[str, str, int], Tuple[Series, Series, Series]] = {}
+        self._ends: Dict[Tuple[str, str, int], Tuple[Series, ...]] = {}
         self._models: Dict[str, str] = {}
         self._cooling = 0
 
@@ -71,27 +71,27 @@ class Metrics:
         rows = self._ends.get(key)
         if rows is None:
             rows = self._ends[key] = self._ends_of(*key)
-        running, total, duration = rows
+        running, total, duration, prompt, completion = rows
         with self._lock:
-            running.add(-1)
-            total.add(1)
+            running.cells[running.at] -= 1
+            total.cells[total.at] += 1
             _observe(duration, seconds)
+            prompt.cells[prompt.at] += tokens[0]
+            completion.cells[completion.at] += tokens[1]
             if first is not None:
                 _observe(self._row(("vllm_bridge_first_token_seconds", operation, name), _histogram), first)
-            if tokens[0]:
-                self._row(("vllm_bridge_tokens_total", operation, name, "prompt"), _tokens).add(tokens[0])
-            if tokens[1]:
-                self._row(("vllm_bridge_tokens_total", operation, name, "completion"), _tokens).add(tokens[1])
             if retries:
                 self._row(("vllm_bridge_retries_total", operation), _by_operation).add(retries)
             if fallbacks:
                 self._row(("vllm_bridge_fallbacks_total", operation), _by_operation).add(fallbacks)
 
-    def _ends_of(self, operation: str, name: str, status: int) -> Tuple[Series, Series, Series]:
+    def _ends_of(self, operation: str, name: str, status: int) -> Tuple[Series, ...]:
         return (
             self._row(("vllm_bridge_requests_in_flight", operation), _in_flight),
             self._row(("vllm_bridge_requests_total", operation, name, status), _total),
             self._row(("vllm_bridge_request_duration_seconds", operation, name), _histogram),
+            self._row(("vllm_bridge_tokens_total", operation, name, "prompt"), _tokens),
+            self._row(("vllm_bridge_tokens_total", operation, name, "completion"), _tokens),
         )
 
     def cooled(self, servers: int) -> None:
@@ -131,8 +131,9 @@ class Metrics:
 
 
 def _observe(row: Series, seconds: float) -> None:
-    row.add(1, bisect_left(_BOUNDS, seconds))
-    row.add(seconds, len(_BOUNDS) + 1)
+    cells, at = row.cells, row.at
+    cells[at + bisect_left(_BOUNDS, seconds)] += 1
+    cells[at + len(_BOUNDS) + 1] += seconds
 
 
 def _labels(**labels: Any) -> str:

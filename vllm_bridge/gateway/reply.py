@@ -31,7 +31,7 @@ class Reply:
 
     __slots__ = (
         "close", "sent", "status", "_channel", "_date", "_head", "_block", "_length", "_left", "_chunked", "_silent",
-        "_before_head",
+        "_must_close",
     )
 
     def __init__(
@@ -39,7 +39,7 @@ class Reply:
         head: RequestHead,
         channel: Channel,
         date: Callable[[], str],
-        before_head: Callable[["Reply"], None],
+        must_close: Callable[[], bool],
     ) -> None:
         self.close = not head.keep_alive
         self.sent = False
@@ -47,7 +47,7 @@ class Reply:
         self._head = head
         self._channel = channel
         self._date = date
-        self._before_head = before_head
+        self._must_close = must_close
         self._block = ""
         self._length: Optional[int] = None  # as the application declared it
         self._left = 0  # bytes still missing to it
@@ -164,7 +164,8 @@ class Reply:
         """Write the head of a body of `length` bytes, ``None`` if that is not known."""
         if not self.status:
             raise RuntimeError("the application sent a body before it called start_response")
-        self._before_head(self)
+        if not self.close:
+            self.close = self._must_close()
         framing = ""
         one_zero = self._head.version == "HTTP/1.0"
         if self._length is None and self.status[:3] not in ("204", "304"):
