@@ -31,7 +31,8 @@ class Trace(Tally):
     """What became of a call: filled in while it runs, for whoever logs or counts."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
         self.attempts = 0
         self.key: Optional[Key] = None
         self.request_id: Optional[str] = None
@@ -77,8 +78,10 @@ class Caller:
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
 
+        send = self.transport.send
+
         def attempt(key: Key, deadline: Optional[float]) -> Reply:
-            reply = self.transport.send(self._call(method, path, wire, model, key, options, deadline))
+            reply = send(self._call(method, path, wire, model, key, options, deadline))
             # vLLM's JSON never spaces or escapes a key, and an error's object begins with it (WIRE.md §3).
             body = reply.body if len(reply.body) < 65536 else reply.body[:1024]
             if b'"error"' in body or b'"detail"' in body:

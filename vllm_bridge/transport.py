@@ -75,8 +75,7 @@ class Transport:
         self._network = network
         self._proxy = proxy
         self._local = threading.local()
-        self._proxies: Dict[str, Dict[str, Optional[str]]] = {}
-        self._templates: Dict[Tuple[str, str], requests.PreparedRequest] = {}
+        self._routes: Dict[Tuple[str, str], Tuple[Dict[str, Any], Dict[str, Optional[str]]]] = {}
         self._verify = self._certificates()
         self._pid = os.getpid()
         self._adapter = self._new_adapter()
@@ -136,12 +135,13 @@ class Transport:
         watch = Watch(exchange, call)
         current.exchange = exchange
         try:
+            route = self._routes.get((call.method, call.url)) or self._route(call.method, call.url)
             response = self._session().send(
-                self._prepared(call),
+                _prepared(call, route[0]),
                 stream=True,
                 timeout=(connect, read),
                 verify=self._verify,
-                proxies=self._proxies_for(call.url),  # type: ignore[arg-type]
+                proxies=route[1],  # type: ignore[arg-type]
                 allow_redirects=False,
             )
         except Exception as error:
@@ -184,29 +184,13 @@ class Transport:
         weakref.finalize(self, adapter.close)
         return adapter
 
-    def _prepared(self, call: Call) -> requests.PreparedRequest:
-        template = self._templates.get((call.method, call.url))
-        if template is None:
-            template = requests.Request(call.method, call.url).prepare()
-            self._templates[call.method, call.url] = template
-        prepared = requests.PreparedRequest.__new__(requests.PreparedRequest)
-        prepared.__dict__.update(template.__dict__)  # what copy() does, less its cookies and headers
-        headers = call.headers
-        body = call.body
-        if body is not None:
-            headers["Content-Length"] = str(len(body))
-        prepared.headers = headers  # type: ignore[assignment]  # as requests wants them where it gets to see them
-        prepared.body = body
-        return prepared
-
     # ------------------------------------------------------------ proxies and certificates
 
-    def _proxies_for(self, url: str) -> Dict[str, Optional[str]]:
-        origin = url.partition("/v1/")[0]
-        proxies = self._proxies.get(origin)
-        if proxies is None:
-            proxies = self._proxies[origin] = self._choose_proxies(url)
-        return proxies
+    def _route(self, method: str, url: str) -> Tuple[Dict[str, Any], Dict[str, Optional[str]]]:
+        """Return a prepared request's attributes for an address, and the proxies to it."""
+        template = requests.Request(method, url).prepare()
+        route = self._routes[method, url] = template.__dict__, self._choose_proxies(url)
+        return route
 
     def _choose_proxies(self, url: str) -> Dict[str, Optional[str]]:
         proxy = self._proxy
@@ -290,6 +274,18 @@ class Transport:
             code=CONNECTION_NOT_MADE,
             **fields,
         )
+
+
+def _prepared(call: Call, template: Dict[str, Any]) -> requests.PreparedRequest:
+    prepared = requests.PreparedRequest.__new__(requests.PreparedRequest)
+    prepared.__dict__.update(template)  # what copy() does, less its cookies and headers
+    headers = call.headers
+    body = call.body
+    if body is not None:
+        headers["Content-Length"] = str(len(body))
+    prepared.headers = headers  # type: ignore[assignment]  # as requests wants them where it gets to see them
+    prepared.body = body
+    return prepared
 
 
 def is_loopback(host: str) -> bool:

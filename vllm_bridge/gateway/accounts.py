@@ -44,7 +44,8 @@ class Accounts:
                 (trace.prompt_tokens, trace.completion_tokens),
                 max(0, trace.attempts - 1 - request.fallbacks), request.fallbacks,
             )
-            self._metrics.cooled(len(self._provider.cooling()))
+            if trace.attempts != 1 or status >= 500 or self._metrics.cooling:
+                self._metrics.cooled(len(self._provider.cooling()))
         if access_log.logger.isEnabledFor(logging.INFO):
             access_log.write(access_log.line(_entry(request, status, seconds), self._log_format))
 

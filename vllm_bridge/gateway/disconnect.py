@@ -3,6 +3,7 @@
 A server only learns of it by reading or writing, and while vLLM works on a long prompt there is nothing to write.
 """
 
+import os
 import select
 import socket
 import threading
@@ -27,6 +28,7 @@ class Watcher:
         self._watched: Dict[int, Tuple[Any, Callable[[], None]]] = {}  # by id of the environ
         self._lock = threading.Lock()
         self._thread: Optional[threading.Thread] = None
+        self._pid = 0  # of the process that the thread is in
         self._wake = threading.Event()
         self._closed = False
 
@@ -35,14 +37,13 @@ class Watcher:
 
         Without a socket in the environ (another server) nothing is watched: 0.
         """
-        target = _target(environ)
+        target = environ.get("vllm_bridge.socket") or _target(environ)
         if target is None:
             return 0
         token = id(environ)
         self._watched[token] = (target, gone)
         with self._lock:  # against a thread that is just deciding to end
-            thread = self._thread
-            if thread is None or not thread.is_alive():  # after a fork it is the parent's, and not alive
+            if self._thread is None or self._pid != os.getpid():  # after a fork it is the parent's
                 self._start()
         return token
 
@@ -60,10 +61,18 @@ class Watcher:
 
     def _start(self) -> None:
         if not self._closed:
+            self._pid = os.getpid()
             self._thread = threading.Thread(target=self._run, daemon=True, name="vllm-bridge-disconnects")
             self._thread.start()
 
     def _run(self) -> None:
+        try:
+            self._look_again_and_again()
+        except BaseException:
+            self._thread = None  # the next request starts another
+            raise
+
+    def _look_again_and_again(self) -> None:
         idle = 0
         while not self._wake.wait(_TICK):
             if self._watched:
@@ -86,7 +95,7 @@ class Watcher:
 
 def _target(environ: Mapping[str, Any]) -> Any:
     """Return what tells of the client: its socket, or the server's own function."""
-    for name in ("vllm_bridge.socket", "gunicorn.socket", "waitress.client_disconnected"):
+    for name in ("gunicorn.socket", "waitress.client_disconnected"):
         target = environ.get(name)
         if target is not None:
             return target

@@ -35,13 +35,13 @@ class Metrics:
         self._rows: Dict[Any, Series] = {}
         self._ends: Dict[Tuple[str, str, int], Tuple[Series, ...]] = {}
         self._models: Dict[str, str] = {}
-        self._cooling = 0
+        self.cooling = 0  # servers, as this process saw it last
 
     def claim(self, worker: int) -> None:
         """Count for this worker; to be called once in each process after the fork."""
         self._board.claim(worker)
         self._rows, self._ends = {}, {}
-        self._cooling = 0
+        self.cooling = 0
 
     def close(self) -> None:
         """Give the shared memory back."""
@@ -96,8 +96,8 @@ class Metrics:
 
     def cooled(self, servers: int) -> None:
         """Tell how many servers are cooling off, as this process sees it."""
-        if servers != self._cooling:
-            self._cooling = servers
+        if servers != self.cooling:
+            self.cooling = servers
             self._board.series("gauge vllm_bridge_cooled_servers{}").set(servers)
 
     def text(self) -> bytes:
