@@ -22,7 +22,8 @@ RERUN = 10  # failures of a suite up to which they run once more
 LIMIT = 1800.0  # seconds for one run; a quiet machine needs a tenth
 LONG = "VLLM_BRIDGE_LONG"
 WAITING = """
-caller echo_server gateway_disconnect gateway_faces gateway_load hostile_upstream reply soak stream transport
+caller echo echo_server gateway_app gateway_disconnect gateway_faces gateway_load hostile_upstream reply
+responses_gateway soak stream transport
 """.split()
 STARTING = "bench cli gateway_serve gateway_workers live_rig packaging readme scripts secrets".split()
 TITLE = """
