@@ -344,7 +344,9 @@ def test_a_wrong_setting_is_named(options, path):
 def test_copies_share_connections_and_keep_their_own_settings():
     with Scripted(GOOD) as server, provider_for(server.url, max_retries=4) as provider:
         quick = provider.with_options(timeout=(1, 2), max_retries=1, deadline=9, stream_idle_timeout=7)
-        assert quick._options[:4] == ((1.0, 2.0), {}, 1, 7)
+        options = quick._options
+        assert (options.timeout, options.headers, options.max_retries) == ((1.0, 2.0), {}, 1)
+        assert (options.stream_idle_timeout, options.deadline) == (7, 9)
         assert provider._options.max_retries == 4 and provider._options.deadline is None
         assert quick.with_options(timeout=0.5)._options.timeout == (0.5, 0.5)
         assert quick.with_options(timeout=None)._options.timeout == (1.0, None)
@@ -363,7 +365,7 @@ def test_a_timeout_of_none_waits():
 
 def test_one_certain_server_is_asked_once():
     with Scripted(["request", ("sleep", 5)]) as server, provider_for(server.url) as provider:
-        options = provider._options._replace(deadline=0.2)
+        options = provider._options.changed({"deadline": 0.2})
         with pytest.raises(APITimeoutError):
             provider._caller.get("/v1/models", provider._caller.ring.keys[0], options)
         assert len(server.requests) <= 1

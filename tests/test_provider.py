@@ -390,8 +390,8 @@ def test_the_short_form_and_the_environment(monkeypatch):
     provider = VLLMProvider()
     assert repr(provider) == "VLLMProvider(http://env:9)"
     assert provider._caller.ring.keys[0].value == "sk-env"
-    assert VLLMProvider("http://gpu:8000", timeout=(2, 60), max_retries=7, headers={"X": "y"})._options[:3] == (
-        (2.0, 60.0), {"X": "y"}, 7)
+    options = VLLMProvider("http://gpu:8000", timeout=(2, 60), max_retries=7, headers={"X": "y"})._options
+    assert (options.timeout, options.headers, options.max_retries) == ((2.0, 60.0), {"X": "y"}, 7)
     assert VLLMProvider("http://gpu:8000")._options.timeout == (5, 300)
     assert VLLMProvider("http://gpu:8000")._options.stream_idle_timeout == 120
     assert VLLMProvider("http://gpu:8000", timeout=None)._options.timeout == (5, None)

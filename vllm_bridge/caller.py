@@ -2,7 +2,7 @@
 
 import random
 import time
-from typing import Any, Callable, Dict, FrozenSet, NamedTuple, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, FrozenSet, Optional, Tuple, TypeVar, Union
 
 from .config import Key, NetworkConfig, ProviderConfig
 from .errors import BridgeError, payload_error
@@ -43,18 +43,36 @@ class Trace(Tally):
         return None if self.key is None else self.key.url
 
 
-class Options(NamedTuple):
-    """Settings of a call that are no wire fields. Times are in seconds; `deadline` is the total time."""
+class Options:
+    """Settings of a call that are no wire fields. Times are in seconds; `deadline` is the total time.
 
-    timeout: Tuple[Optional[float], Optional[float]]
-    headers: Dict[str, str]
-    max_retries: int
-    stream_idle_timeout: Optional[float]
+    They are not changed once they are made: `changed` returns others.
+    """
+
     deadline: Optional[float] = None
     cancel: Optional[Cancellation] = None
     trace: Optional[Trace] = None
     key_id: Optional[str] = None
     key_name: Optional[str] = None
+
+    def __init__(
+        self,
+        timeout: Tuple[Optional[float], Optional[float]],
+        headers: Dict[str, str],
+        max_retries: int,
+        stream_idle_timeout: Optional[float],
+    ) -> None:
+        self.timeout = timeout
+        self.headers = headers
+        self.max_retries = max_retries
+        self.stream_idle_timeout = stream_idle_timeout
+
+    def changed(self, changes: Dict[str, Any]) -> "Options":
+        """Return these settings with some others in their place."""
+        other = object.__new__(Options)
+        other.__dict__.update(self.__dict__)
+        other.__dict__.update(changes)
+        return other
 
     def __repr__(self) -> str:
         return "Options(timeout=%r, max_retries=%r)" % (self.timeout, self.max_retries)  # the headers may hold a key

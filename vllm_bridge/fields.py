@@ -179,6 +179,9 @@ def check_headers(headers: Any, path: str, environ: Optional[Mapping[str, str]] 
         if folded in seen or folded in _FRAMING or not _TOKEN.match(name):
             raise _unfit(name, path, folded in seen)
         seen.add(folded)
+        if type(value) is str and environ is None and _HEADER_VALUE.match(value):
+            checked[name] = value.strip(" \t")
+            continue
         where = "%s.%s" % (path, name)
         if environ is not None:
             value = env_text(value, where, environ, secret=True)

@@ -337,15 +337,21 @@ class BaseOpenAIProvider:
         options = self._options
         changed: Dict[str, Any] = {}
         for name, value in changes.items():
-            if name not in _CHECKS:
-                raise ConfigError("with_options: no option %r; there are: %s" % (name, ", ".join(Options._fields)))
-            if value is not None:
+            if type(value) is _KINDS.get(name):
+                changed[name] = value
+            elif name not in _CHECKS:
+                raise ConfigError("with_options: no option %r; there are: %s" % (name, ", ".join(_CHECKS)))
+            elif value is not None:
                 changed[name] = _CHECKS[name](value, options)
             elif name == "timeout":
                 changed[name] = (options.timeout[0], None)
             elif name not in ("headers", "max_retries"):  # those two stay as they are
                 changed[name] = None
-        return options._replace(**changed)
+        return options.changed(changed)
+
+
+# Values of exactly these types need no look at them.
+_KINDS: Dict[str, type] = {"cancel": Cancellation, "trace": Trace, "key_id": str, "key_name": str}
 
 
 def _instance(kind: type, name: str) -> Callable[[Any, Options], Any]:

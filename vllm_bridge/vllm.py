@@ -185,7 +185,7 @@ class VLLMProvider(BaseOpenAIProvider):
         """Return the ids of the models at the server that answered, as far as it tells."""
         for key in self._caller.ring.keys:
             if url is not None and key.url is not None and url.startswith(key.url + "/"):
-                options = self._options._replace(timeout=(2.0, 2.0), trace=None)
+                options = self._options.changed({"timeout": (2.0, 2.0), "trace": None})
                 try:
                     reply = self._caller.get(MODELS, key, options)
                     return [str(model["id"]) for model in object_of(reply.body)["data"]]
