@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from wsgiref.validate import validator
@@ -79,7 +79,8 @@ def _waitress(environ: Mapping[str, str]) -> Iterator[Address]:
     try:
         yield ("127.0.0.1", int(server.effective_port))
     finally:
-        server.trigger.pull_trigger(lambda: _close(server))
+        with suppress(OSError):  # a loop that was awake has closed all before the write that is to wake it
+            server.trigger.pull_trigger(lambda: _close(server))
         thread.join(LONG)
         server.task_dispatcher.shutdown()
         gateway.close()
