@@ -275,10 +275,11 @@ def parse_response_head(head: Buffer, method: str) -> ResponseHead:
 
 def field_block(headers: Pairs) -> str:
     """Write header lines; raises ValueError where one would not be read back as it is."""
-    block = ""
-    for pair in headers:
-        block += _written.get(pair) or _write(pair)
-    return block
+    lines = list(map(_written.get, headers))
+    while None in lines:
+        at = lines.index(None)
+        lines[at] = _write(headers[at])
+    return "".join(lines)  # type: ignore[arg-type]  # no None is left
 
 
 def _write(pair: Tuple[str, str]) -> str:
@@ -301,17 +302,24 @@ def _taken_apart(text: str, start_line: Pattern[str]) -> Optional[Tuple[Tuple[st
         start = _started(lines[0], start_line)
         if start is None:
             return None
-    headers: Pairs = []
-    for line in lines[1:-2]:
-        pair = _lines.get(line)
+    fields = lines[1:-2]
+    headers = list(map(_lines.get, fields))
+    while None in headers:
+        at = headers.index(None)
+        pair = _new_pair(fields[at])
         if pair is None:
-            if _FIELD_LINE.fullmatch(line) is None:
-                return None
-            pair = _pair(line)
-            if pair[0] in _RECURRING and len(line) < 200:
-                _keep(_lines, line, pair)
-        headers.append(pair)
-    return start, headers
+            return None
+        headers[at] = pair
+    return start, headers  # type: ignore[return-value]  # no None is left
+
+
+def _new_pair(line: str) -> Optional[Tuple[str, str]]:
+    if _FIELD_LINE.fullmatch(line) is None:
+        return None
+    pair = _pair(line)
+    if pair[0] in _RECURRING and len(line) < 200:
+        _keep(_lines, line, pair)
+    return pair
 
 
 def _started(line: str, start_line: Pattern[str]) -> Optional[Tuple[str, ...]]:

@@ -12,6 +12,7 @@ __all__ = ["logger", "line", "set_up", "write"]
 
 logger = logging.getLogger("vllm_bridge.access")
 
+_field = "%s=%s".__mod__
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]*\Z")  # printable ASCII without space, quote, = and backslash
 
 
@@ -19,9 +20,16 @@ def line(entry: Dict[str, Any], log_format: str) -> str:
     """Return the line of a request; what a client chose is escaped, so that it stays one line."""
     if log_format == "json":
         return json.dumps(entry, separators=(",", ":"))
-    if _PLAIN.match("".join([value for value in entry.values() if type(value) is str])) is None:
-        entry = {name: _shown(value) for name, value in entry.items()}
-    return " ".join(["%s=%s" % pair for pair in entry.items() if pair[1] is not None])
+    if None in entry.values():
+        entry = {name: value for name, value in entry.items() if value is not None}
+    text = " ".join(map(_field, entry.items()))
+    if text.count(" ") != len(entry) - 1 or text.count("=") != len(entry) or not _is_plain(text):
+        text = " ".join([_field((name, _shown(value))) for name, value in entry.items()])
+    return text
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
 
 
 def write(text: str) -> None:

@@ -72,7 +72,7 @@ def _entry(request: Request, status: int, seconds: float) -> Dict[str, Any]:
         "path": request.path,
         "status": status,
         "model": request.model,
-        "server": trace.server,
+        "server": None if trace.key is None else trace.key.url,
         "first_token_ms": None if request.first is None else round(request.first * 1000, 1),
         "total_ms": round(seconds * 1000, 1),
         "tokens_in": trace.prompt_tokens or None,

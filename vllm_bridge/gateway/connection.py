@@ -148,11 +148,13 @@ class Connection(BaseHTTPRequestHandler):
         environ["REQUEST_URI"] = head.target
         environ["SERVER_PROTOCOL"] = head.version
         environ["wsgi.input"] = body
-        for name, value in head.fields.items():
-            try:
-                key = _KEYS[name]
-            except KeyError:
-                key = _environ_key(name)
+        fields = head.fields
+        keys = list(map(_KEYS.get, fields))
+        if None not in keys:
+            environ.update(zip(keys, fields.values()))  # type: ignore[arg-type]
+            return environ
+        for name, value in fields.items():
+            key = _KEYS[name] if name in _KEYS else _environ_key(name)
             if key is not None:
                 environ[key] = value
         return environ

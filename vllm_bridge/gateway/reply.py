@@ -68,10 +68,10 @@ class Reply:
             raise RuntimeError("start_response was called twice without exc_info")
         if status not in _statuses:
             _check_status(status)
-        fields = {name.lower(): value for name, value in headers}
-        length = fields.get("content-length")
+        fields = dict(zip(map(_lower_name, headers), headers))
+        length = fields["content-length"][1] if "content-length" in fields else None
         if not _HOP_BY_HOP.isdisjoint(fields) or (status[:3] == "204" and length is not None):
-            if "close" in fields.get("connection", "").lower():
+            if "connection" in fields and "close" in fields["connection"][1].lower():
                 self.close = True
             headers = [
                 pair for pair in headers if pair[0].lower() not in _HOP_BY_HOP
@@ -183,6 +183,10 @@ class Reply:
         elif one_zero:
             framing += "Connection: keep-alive\r\n"
         return ("HTTP/1.1 %s\r\n%s%s\r\n" % (self.status, self._block, framing)).encode("latin-1")
+
+
+def _lower_name(pair: Tuple[str, str]) -> str:
+    return pair[0].lower()
 
 
 def _check_status(status: str) -> None:

@@ -32,6 +32,7 @@ _PASSED = (
     ("HTTP_X_DATA_PARALLEL_RANK", "X-data-parallel-rank"),
     ("HTTP_ENDPOINT_LOAD_METRICS_FORMAT", "endpoint-load-metrics-format"),
 )
+_OWN = "HTTP_X_BF_"
 _EXTRA = "HTTP_X_BF_EH_"
 # Never set from outside, whatever they are called in a x-bf-eh-... header (SPEC §2.1).
 _REFUSED = frozenset((
@@ -87,8 +88,10 @@ class Request:
             if key in environ:
                 headers[name] = environ[key]
         options: Dict[str, Any] = {"headers": headers, "cancel": self.cancellation, "trace": self.trace}
-        for key in [key for key in environ if key[:10] == "HTTP_X_BF_"]:
-            self._own_header(key, options)
+        if _OWN in "\n".join(environ):  # no loop over all headers for those that hardly anybody sends
+            for key in environ:
+                if key.startswith(_OWN):
+                    self._own_header(key, options)
         return options
 
     def _own_header(self, key: str, options: Dict[str, Any]) -> None:
