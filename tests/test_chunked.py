@@ -123,3 +123,37 @@ def test_a_chunk_whose_size_is_wrong_is_refused_also_after_many(chunk: bytes) ->
     with pytest.raises(ChunkError):
         decoder.feed(chunk)
         decoder.feed(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("cut", range(1, 400, 7))
+@pytest.mark.parametrize("again", [False, True])
+def test_many_chunks_in_one_piece(cut: int, again: bool) -> None:
+    pieces = [b"x" * (1 + number * 7 % 23) + b"%d\n\n" % number for number in range(40)]
+    body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+    for _ in range(2 if again else 1):  # the second time all sizes have been seen
+        decoder = ChunkedDecoder()
+        read = decoder.feed(body[:cut]) + decoder.feed(body[cut:] + b"NEXT"[:cut % 5])
+        assert read == b"".join(pieces)
+        assert decoder.finished and decoder.rest == b"NEXT"[:cut % 5]
+
+
+@pytest.mark.parametrize("bad", [
+    b"5\r\nhello\r\n4\r\nhello\r\n5\r\nhello\r\n", b"5\r\nhello\r\nhello\r\n",
+    b"5\r\nhello\r\n5\r\nhell\r\n5\r\nhello\r\n",
+    b"5\r\nhello\r\n 5\r\nhello\r\n", b"5\r\nhello\r\n\r\n5\r\nhello\r\n",
+])
+def test_one_wrong_size_among_many_is_refused_and_what_came_before_is_kept(bad: bytes) -> None:
+    decoder = ChunkedDecoder()
+    assert decoder.feed(b"5\r\nhello\r\n4\r\nhell\r\n") == b"hellohell"
+    with pytest.raises(ChunkError) as raised:
+        decoder.feed(bad)
+        decoder.feed(b"0\r\n\r\n")
+    assert raised.value.before.startswith(b"hello")
+
+
+def test_a_chunk_that_holds_line_ends_among_many() -> None:
+    body = b"5\r\nhello\r\nc\r\nab\r\n5\r\nhello\r\n5\r\nhello\r\n0\r\n\r\n"
+    inside = b"hello" + b"ab\r\n5\r\nhello"  + b"hello"
+    decoder = ChunkedDecoder()
+    decoder.feed(b"5\r\nhello\r\n")
+    assert decoder.feed(body) == inside and decoder.finished

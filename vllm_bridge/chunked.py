@@ -4,7 +4,7 @@ The gateway's server reads request bodies with it, the adapter response bodies.
 """
 
 import re
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from .http1 import Pairs, ProtocolError, checked_fields
 
@@ -19,6 +19,8 @@ _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n").match
 _CHUNK_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[\t ]*(?:;[\t -~\x80-\xff]*)?)?\r?")
 _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
 _BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
+
+_LAST = b"0\r\n\r\n"
 
 # The sizes of chunks as they were written: a stream's events have a few hundred different lengths.
 _SIZES_KEPT = 4096
@@ -35,6 +37,29 @@ class ChunkError(ProtocolError):
 
     def __reduce__(self) -> Tuple[object, ...]:
         return ChunkError, (self.message,)
+
+
+def _size(digits: bytes) -> int:
+    size = _sizes.get(digits)
+    if size is None:
+        size = int(digits, 16)
+        if size and len(_sizes) < _SIZES_KEPT:
+            _sizes[digits] = size
+    return size
+
+
+def _whole_chunks(data: bytes) -> Tuple[bytes, bytes]:
+    """Return what is in the chunks that are all there, and the rest, from the next size line on.
+
+    Nothing of `data` is taken where a chunk is not of the simplest kind: its size seen before, no CRLF in it.
+    """
+    parts = data.split(b"\r\n")
+    tail = parts[-3:] if data.endswith(_LAST) else parts[-1:] if len(parts) % 2 else parts[-2:]
+    del parts[-len(tail):]
+    inside = parts[1::2]
+    if len(parts) % 2 or list(map(_sizes.get, parts[::2])) != list(map(len, inside)):
+        return b"", data
+    return b"".join(inside), b"\r\n".join(tail)
 
 
 class ChunkedDecoder:
@@ -69,6 +94,12 @@ class ChunkedDecoder:
                 self._state = _DATA_END
                 self._pending = b"\r\n"
                 return data[end + 2:-2]
+            if size is not None and len(data) > end + size + 4:
+                whole, data = _whole_chunks(data)
+                if whole:
+                    self._state = _DATA_END
+                    self._pending = b"\r\n"
+                    return self._with(whole, data) if data else whole
         if state == _DONE:
             self.rest += data
             return b""
@@ -82,6 +113,14 @@ class ChunkedDecoder:
             fault.before = b"".join(pieces)
             raise
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _with(self, whole: bytes, data: bytes) -> bytes:
+        """Return `whole` and what `data` completes after it."""
+        try:
+            return whole + self.feed(data)
+        except ChunkError as fault:
+            fault.before = whole + fault.before
+            raise
 
     def _take_apart(self, data: bytes, pieces: List[bytes]) -> None:
         pos = 0
@@ -97,7 +136,7 @@ class ChunkedDecoder:
                     break
                 match = _NEXT_CHUNK(data, pos)
                 if match is not None:  # nearly always: one step instead of two
-                    left = int(match.group(1), 16)
+                    left = _size(match.group(1))
                     pos = match.end()
                     state = _DATA if left else _TRAILER
                     continue
@@ -141,10 +180,8 @@ class ChunkedDecoder:
             self._extensions += len(match.group(2))
             if len(match.group(2)) > MAX_EXTENSION or self._extensions > MAX_EXTENSIONS:
                 raise ChunkError("the chunk extensions are too long")
-        left = self._left = int(match.group(1), 16)
-        self._state = _DATA if left else _TRAILER
-        if left and match.group(2) is None and len(_sizes) < _SIZES_KEPT:
-            _sizes[match.group(1)] = left
+        self._left = _size(match.group(1))
+        self._state = _DATA if self._left else _TRAILER
         return match.end()
 
     def _trailer(self, data: bytes, pos: int) -> int:
