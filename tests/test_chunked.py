@@ -153,7 +153,7 @@ def test_one_wrong_size_among_many_is_refused_and_what_came_before_is_kept(bad: 
 
 def test_a_chunk_that_holds_line_ends_among_many() -> None:
     body = b"5\r\nhello\r\nc\r\nab\r\n5\r\nhello\r\n5\r\nhello\r\n0\r\n\r\n"
-    inside = b"hello" + b"ab\r\n5\r\nhello"  + b"hello"
+    inside = b"hello" + b"ab\r\n5\r\nhello" + b"hello"
     decoder = ChunkedDecoder()
     decoder.feed(b"5\r\nhello\r\n")
     assert decoder.feed(body) == inside and decoder.finished

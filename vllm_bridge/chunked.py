@@ -4,7 +4,7 @@ The gateway's server reads request bodies with it, the adapter response bodies.
 """
 
 import re
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Tuple
 
 from .http1 import Pairs, ProtocolError, checked_fields
 
