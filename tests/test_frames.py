@@ -286,3 +286,26 @@ def test_an_event_that_only_begins_like_the_one_before_is_looked_at(event):
     frames, new = Frames(1, True, Tally()), Frames(1, True, Tally())
     assert frames.passes(line(plain('{"content":"one"}')))
     assert frames.passes(line(event)) == new.passes(line(event)) == 0
+
+
+@pytest.mark.parametrize("texts", [
+    ["one", "two", "three", "four"], ["one", "", "", "four"], ["one", '\\"two\\"', "three"],
+    ["one", "two", 'th\\"ree', "four", "five"],
+    ['\\"one', "two", "three", "four"], ["\\\\", "two", "three"], ["one", "two", "x\\n"],
+])
+@pytest.mark.parametrize("role", [b"", line(plain('{"role":"assistant","content":""}', rest=',"prompt":null'))])
+@pytest.mark.parametrize("end", [b"", line(plain("{}", reason='"stop"')), line(plain('{"reasoning":"x"}')), b"data: {"])
+def test_a_burst_passes_up_to_what_needs_a_look(texts, role, end):
+    burst = role + b"".join(line(plain('{"content":"%s"}' % text)) for text in texts)
+    frames = Frames(1, True, Tally())
+    assert frames.passes(burst + end) == len(burst)
+    assert frames.passes(burst + end) == len(burst)
+
+
+@pytest.mark.parametrize("odd", [
+    plain('{"content":"x"}', reason='"stop"'), plain('{"reasoning":"x"}'), plain('{"content":"x"}', rest=',"usage":{}'),
+    '{"error":{"message":"no"}}', "[DONE]", '{"id":"c","choices":[]}',
+])
+def test_a_burst_passes_no_further_than_the_first_that_needs_a_look(odd):
+    before = b"".join(line(plain('{"content":"%d"}' % number)) for number in range(9))
+    assert Frames(1, True, Tally()).passes(before + line(odd) + before) == len(before)

@@ -79,42 +79,51 @@ class Frames:
 
         They are those before the first that needs a look, if each of them is one line with one choice that goes on.
         """
-        before = self._before
+        before, after = self._before, self._after
         if before and block.startswith(before):  # most events are the one before with another text
-            after = self._after
             text = len(block) - len(after)
             if block.find(b'"', len(before)) == text and block.endswith(after) and block.find(b"\n") == len(block) - 2:
                 return len(block)
-        end = block.rfind(b"\n\n") + 2
-        for mark in _MARKS:
-            at = block.find(mark, 0, end)
-            if at >= 0:
-                end = block.rfind(b"\n\n", 0, at) + 2
-        if end < 2:
-            return 0
-        count = block.count
-        events = count(b"\n\n", 0, end)
-        plain = (
-            block.startswith(b"data: {")
-            and count(b"}\n\ndata: {", 0, end) == events - 1
-            and block.startswith(b"}", end - 3)
-            and count(b"\n", 0, end) == 2 * events
-            and count(b'"choices":[{', 0, end) == events
-            and count(b'"finish_reason"', 0, end) == events
-            and count(b'"finish_reason":null', 0, end) == events
-        )
-        if not plain:
-            return 0
-        if events == 1 and end == len(block):
-            self._learn(block)
-        return end
+        at = 0
+        for _ in range(3):  # a burst: the role's event, one to know the others by, and those
+            alike = self._alike(block, at)
+            if not alike:
+                end = block.find(b"\n\n", at) + 2
+                event = block[at:end]
+                if end < 2 or _plain(event) < len(event):
+                    return at
+                self._learn(event)
+                alike = len(event)
+            at += alike
+            if at == len(block):
+                return at
+        return at + _plain(block[at:])
 
-    def _learn(self, block: bytes) -> None:
+    def _alike(self, block: bytes, at: int) -> int:
+        """Return how many bytes from `at` on are events that differ from the one learned in their text alone."""
+        before, after = self._before, self._after
+        last = block.rfind(after, at) if before and block.startswith(before, at) else -1
+        start = at + len(before)
+        if last < start:
+            return 0
+        joint = after + before
+        texts = block[start:last].split(joint)
+        joined = b"".join(texts)
+        if b'"' not in joined and b"\n" not in joined:  # nothing but text: a quote in it would be escaped
+            return last + len(after) - at
+        end = start
+        for text in texts:
+            if b'"' in text or b"\n" in text:
+                break
+            end += len(text) + len(joint)
+        return end - start
+
+    def _learn(self, event: bytes) -> None:
         """Note what stands around the text of an event, to know the next one by it."""
-        start = block.find(b'"delta":{"content":"') + 20
-        end = block.find(b'"}', start)
-        if start >= 20 and end >= 0 and b"\\" not in block[start:end] and b'"' not in block[start:end]:
-            self._before, self._after = block[:start], block[end:]
+        start = event.find(b'"delta":{"content":"') + 20
+        end = event.find(b'"}', start)
+        if start >= 20 and end >= 0 and b"\\" not in event[start:end] and b'"' not in event[start:end]:
+            self._before, self._after = event[:start], event[end:]
 
     def finish(self) -> Sequence[bytes]:
         """Return the end mark."""
@@ -139,3 +148,26 @@ class Frames:
         if '"reasoning' in event.data and normalise_chunk(payload):
             return (encode(json.dumps(payload, separators=(",", ":"))),)
         return (encode(event.data),)
+
+
+def _plain(block: bytes) -> int:
+    """Return how many bytes of a block are events that need no look, whatever they look like otherwise."""
+    end = block.rfind(b"\n\n") + 2
+    for mark in _MARKS:
+        at = block.find(mark, 0, end)
+        if at >= 0:
+            end = block.rfind(b"\n\n", 0, at) + 2
+    if end < 2:
+        return 0
+    count = block.count
+    events = count(b"\n\n", 0, end)
+    plain = (
+        block.startswith(b"data: {")
+        and count(b"}\n\ndata: {", 0, end) == events - 1
+        and block.startswith(b"}", end - 3)
+        and count(b"\n", 0, end) == 2 * events
+        and count(b'"choices":[{', 0, end) == events
+        and count(b'"finish_reason"', 0, end) == events
+        and count(b'"finish_reason":null', 0, end) == events
+    )
+    return end if plain else 0
