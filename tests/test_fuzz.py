@@ -24,7 +24,7 @@ from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway import settings as gateway_settings
 from vllm_bridge.gateway.routes import ROUTES
 from vllm_bridge.gateway.settings import Settings
-from vllm_bridge.http1 import field_block
+from vllm_bridge.header_lines import field_block
 from vllm_bridge.reply import Reply
 from vllm_bridge.responses import ResponseEvents, from_chat, iter_chunks, iter_events, to_chat, to_completion
 from vllm_bridge.retry import parse_retry_after

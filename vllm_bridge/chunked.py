@@ -6,7 +6,8 @@ The gateway's server reads request bodies with it, the adapter response bodies.
 import re
 from typing import Dict, List, Tuple
 
-from .http1 import Pairs, ProtocolError, checked_fields
+from .header_lines import Pairs, checked_fields
+from .http1 import ProtocolError
 
 __all__ = ["ChunkError", "ChunkedDecoder"]
 
@@ -79,6 +80,21 @@ class ChunkedDecoder:
         self._left = 0
         self._pending = b""
         self._extensions = 0
+
+    def whole(self, data: bytes) -> bytes:
+        """Return what is in `data` if that is whole chunks of a known kind, as events are; else ``b""``: `feed` it."""
+        if (self._state == _DATA_END and self._pending == b"\r\n") or (self._state == _SIZE and not self._pending):
+            end = data.find(b"\r\n", 0, 18)
+            size = _sizes.get(data[:end])
+            if size is not None and len(data) == end + size + 4 and data.endswith(b"\r\n"):
+                inside, rest = data[end + 2:-2], b""
+            else:
+                inside, rest = _whole_chunks(data)
+            if inside and not rest:
+                self._state = _DATA_END
+                self._pending = b"\r\n"
+                return inside
+        return b""
 
     def feed(self, data: bytes) -> bytes:
         """Return the body bytes that `data` completes; raises ChunkError."""

@@ -6,15 +6,15 @@ are smuggled past one of them. Chunked bodies are taken apart in chunked.py.
 """
 
 import re
-from typing import Any, Dict, ItemsView, Iterator, List, Mapping, Optional, Pattern, Tuple, Union
+from typing import Dict, Optional, Pattern, Tuple, Union
+
+from .header_lines import FIELD_LINE, TOKEN, Pairs, keep, read_lines
 
 __all__ = [
-    "Fields",
     "HeadError",
     "ProtocolError",
     "RequestHead",
     "ResponseHead",
-    "field_block",
     "find_head_end",
     "parse_request_head",
     "parse_response_head",
@@ -25,7 +25,6 @@ MAX_HEAD = 64 * 1024  # bytes of a whole head
 MAX_FIELDS = 100  # header lines
 
 Buffer = Union[bytes, bytearray]
-Pairs = List[Tuple[str, str]]
 
 
 class ProtocolError(ValueError):
@@ -47,15 +46,10 @@ class HeadError(ProtocolError):
     """The head of a request or response cannot be accepted."""
 
 
-_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(r"(%s) ([!\"$-~]+) HTTP/1\.([01])" % _TOKEN)
+_REQUEST_LINE = re.compile(r"(%s) ([!\"$-~]+) HTTP/1\.([01])" % TOKEN)
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t -~\x80-\xff]*))?")
-# A field line's parts share no character with what follows them, so a failed match backs off once
-# over the text: the time is linear in the length whatever the input.
-_NAME = re.compile(_TOKEN)
-_FIELD_LINE = re.compile(r"%s:[\t -~\x80-\xff]*" % _TOKEN)
-_FIELD_LINES = re.compile(r"(?:%s:[\t -~\x80-\xff]*\r\n)*" % _TOKEN)
-_OTHER_VERSION = re.compile(r"(?:%s [!-~]+ )?HTTP/[0-9](?:\.[0-9])?(?: .*)?" % _TOKEN)
+_NAME = re.compile(TOKEN)
+_OTHER_VERSION = re.compile(r"(?:%s [!-~]+ )?HTTP/[0-9](?:\.[0-9])?(?: .*)?" % TOKEN)
 _REQUEST_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [!\"$-~]*(?: [HTP/0-9.]{0,8}\r?)?)?")
 _STATUS_START = re.compile(rb"H(?:T(?:T(?:P(?:/[\t -~\x80-\xff]*\r?)?)?)?)?")
 _BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
@@ -63,44 +57,7 @@ _ABSOLUTE = re.compile(r"https?://([^/?@]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _HOST = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _SINGLE = frozenset(("content-length", "host", "transfer-encoding"))
 
-# Lines that come again with every message are taken apart once; none that holds a secret or an id.
-_RECURRING = frozenset((
-    "accept accept-encoding accept-language cache-control connection content-length content-type date host keep-alive "
-    "pragma server transfer-encoding user-agent vary x-content-type-options x-frame-options"
-).split())
-_LINES_KEPT = 1000
-_lines: Dict[str, Tuple[str, str]] = {}
-_written: Dict[Tuple[str, str], str] = {}
 _starts: Dict[Pattern[str], Dict[str, Tuple[str, ...]]] = {_REQUEST_LINE: {}, _STATUS_LINE: {}}
-
-
-class Fields(Mapping[str, str]):
-    """Header fields, found by their names in any case; iterating gives the names in lower case."""
-
-    __slots__ = ("_lower",)
-
-    def __init__(self, lower: Dict[str, str]) -> None:
-        self._lower = lower
-
-    def __getitem__(self, name: str) -> str:
-        return self._lower[name.lower()]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a field's value, or `default`."""
-        return self._lower.get(name.lower(), default)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lower)
-
-    def __len__(self) -> int:
-        return len(self._lower)
-
-    def __repr__(self) -> str:
-        return "Fields(%r)" % self._lower
-
-    def lower_items(self) -> ItemsView[str, str]:
-        """Return (lower-case name, value) of each field, as requests' own mapping does."""
-        return self._lower.items()
 
 
 class _Head:
@@ -217,18 +174,6 @@ class ResponseHead(_Head):
             self.keep_alive = False
 
 
-def checked_fields(block: str) -> Pairs:
-    """Return (lower-case name, value) of header or trailer lines; raises ValueError."""
-    if _FIELD_LINES.fullmatch(block) is None:
-        raise ValueError("a header name or value has a character that HTTP does not allow")
-    return [_pair(line) for line in block.split("\r\n")[:-1]]
-
-
-def _pair(line: str) -> Tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name.lower(), value.strip(" \t")
-
-
 def _joined(headers: Pairs) -> Dict[str, str]:
     fields: Dict[str, str] = {}
     for name, value in headers:
@@ -273,25 +218,6 @@ def parse_response_head(head: Buffer, method: str) -> ResponseHead:
     return ResponseHead(int(status), reason or "", minor, headers, method)
 
 
-def field_block(headers: Pairs) -> str:
-    """Write header lines; raises ValueError where one would not be read back as it is."""
-    lines = list(map(_written.get, headers))
-    while None in lines:
-        at = lines.index(None)
-        lines[at] = _write(headers[at])
-    return "".join(lines)  # type: ignore[arg-type]  # no None is left
-
-
-def _write(pair: Tuple[str, str]) -> str:
-    line = "%s: %s" % pair
-    if _FIELD_LINE.fullmatch(line) is None:
-        raise ValueError("a header name or value has a character that HTTP does not allow")
-    line += "\r\n"
-    if pair[0].lower() in _RECURRING and len(line) < 200:
-        _keep(_written, pair, line)
-    return line
-
-
 def _taken_apart(text: str, start_line: Pattern[str]) -> Optional[Tuple[Tuple[str, ...], Pairs]]:
     """Return the parts of the first line and the fields, ``None`` for a head that is not to be accepted."""
     lines = text.split("\r\n")
@@ -302,24 +228,8 @@ def _taken_apart(text: str, start_line: Pattern[str]) -> Optional[Tuple[Tuple[st
         start = _started(lines[0], start_line)
         if start is None:
             return None
-    fields = lines[1:-2]
-    headers = list(map(_lines.get, fields))
-    while None in headers:
-        at = headers.index(None)
-        pair = _new_pair(fields[at])
-        if pair is None:
-            return None
-        headers[at] = pair
-    return start, headers  # type: ignore[return-value]  # no None is left
-
-
-def _new_pair(line: str) -> Optional[Tuple[str, str]]:
-    if _FIELD_LINE.fullmatch(line) is None:
-        return None
-    pair = _pair(line)
-    if pair[0] in _RECURRING and len(line) < 200:
-        _keep(_lines, line, pair)
-    return pair
+    headers = read_lines(lines[1:-2])
+    return None if headers is None else (start, headers)
 
 
 def _started(line: str, start_line: Pattern[str]) -> Optional[Tuple[str, ...]]:
@@ -328,14 +238,8 @@ def _started(line: str, start_line: Pattern[str]) -> Optional[Tuple[str, ...]]:
         return None
     start = match.groups()
     if len(line) < 100 and "?" not in line:
-        _keep(_starts[start_line], line, start)
+        keep(_starts[start_line], line, start)
     return start
-
-
-def _keep(kept: Dict[Any, Any], line: Any, parts: Any) -> None:
-    if len(kept) >= _LINES_KEPT:
-        kept.clear()
-    kept[line] = parts
 
 
 def find_head_end(buffer: Buffer, seen: int = 0, request: bool = True) -> int:
@@ -381,7 +285,7 @@ def _fault(text: str, request: bool) -> HeadError:
     if fault is not None:
         return fault
     for line in lines[1:-2]:
-        if _FIELD_LINE.fullmatch(line) is None:
+        if FIELD_LINE.fullmatch(line) is None:
             return HeadError(400, _field_fault(line))
     if len(lines) - 3 > MAX_FIELDS:
         return HeadError(431, "more than %d header lines" % MAX_FIELDS)

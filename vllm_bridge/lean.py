@@ -22,7 +22,8 @@ from requests.utils import select_proxy
 from urllib3.exceptions import ProtocolError
 
 from .adapter import Exchange, current
-from .http1 import HeadError, field_block
+from .header_lines import field_block
+from .http1 import HeadError
 from .lean_reply import BLOCK, Body, LeanResponse, read_head
 from .timed_socket import TIMED_OUT, TimedSocket, timed
 

@@ -94,6 +94,29 @@ class Body:
             return block[:amt]
         return block
 
+    def fileno(self) -> int:
+        """Return the number of the socket, -1 if there is none any more."""
+        connection = self._connection
+        return -1 if connection is None or connection.sock is None else connection.sock.fileno()
+
+    def arrived(self) -> Optional[bytes]:
+        """Return the whole chunks that have come, without waiting; ``b""`` if nothing has.
+
+        ``None`` where `read1` has to see to it: part of a chunk, an end, a fault, bytes that were read before.
+        """
+        connection, chunks = self._connection, self._chunks
+        if connection is None or chunks is None or self._rest or self._ready or self._ended or self._fault is not None:
+            return None
+        try:
+            data: bytes = connection.sock.recv(BLOCK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+        block = chunks.whole(data)
+        if not block:
+            self._rest = data
+            return None
+        return block
+
     def read(self, amt: Optional[int] = None, decode_content: Optional[bool] = None) -> bytes:
         """Return what is there of the body, at most `amt` bytes; all of it without `amt`."""
         if amt is not None and amt >= 0:

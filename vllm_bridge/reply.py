@@ -16,7 +16,7 @@ from .errors import (
     error_from_body,
     payload_error,
 )
-from .http1 import Fields
+from .header_lines import Fields
 from .masking import mask
 from .records import decode
 from .retry import parse_retry_after
@@ -213,6 +213,17 @@ class OpenReply:
                 raise self._failure(error) from error
         if not block and self._exchange.cancelled is not None:
             raise cancelled_error(self._exchange.cancelled, self._call)
+        return block
+
+    def fileno(self) -> int:
+        """Return the number of the socket that the body comes from, -1 where `arrived` cannot be asked."""
+        return self._raw.fileno() if hasattr(self._raw, "arrived") else -1
+
+    def arrived(self) -> Optional[bytes]:
+        """Return bytes of the body that are there, ``b""`` if none are, ``None`` where `read` has to see to it."""
+        if self._closed or self._exchange.cancelled is not None:
+            return None
+        block: Optional[bytes] = self._raw.arrived()
         return block
 
     def read_all(self, enough: Optional[int] = None) -> bytes:

@@ -75,9 +75,12 @@ class Stream(Generic[Item]):
     end, `APITimeoutError` when it falls silent, `APIStatusError` when the server reports an error.
     """
 
-    def __init__(self, source: Source, items: Generator[Item, None, None]) -> None:
+    def __init__(
+        self, source: Source, items: Generator[Item, None, None], batches: Optional["_Batches"] = None
+    ) -> None:
         self.request_id = source.request_id
         self._source = source
+        self._batches = batches
         self._rest = items
         # Reading the first item starts the generator, so that its `finally` runs even if nobody iterates.
         self._items: Iterator[Item] = chain(list(_first(items)), items)
@@ -85,7 +88,8 @@ class Stream(Generic[Item]):
     @classmethod
     def over(cls, source: Source, reader: Reader[Item], limits: Limits) -> "Stream[Item]":
         """Return the stream of an open reply."""
-        return cls(source, _items(source, reader, limits))
+        batches = _Batches(source, limits, getattr(reader, "passes", None))
+        return cls(source, _items(source, reader, batches), batches)
 
     def converted(self, convert: Callable[[Iterator[Item]], Iterator[Other]]) -> "Stream[Other]":
         """Return a stream of what `convert` makes of this one's items; closing it closes this one."""
@@ -93,6 +97,17 @@ class Stream(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         return self._items
+
+    def fileno(self) -> int:
+        """Return the number of the socket that the events come from, -1 where `arrived` cannot be asked."""
+        return -1 if self._batches is None else self._batches.fileno()
+
+    def arrived(self) -> Optional[bytes]:
+        """Return events that have come and need no look, ``b""`` if none have; ``None`` where the next item is due.
+
+        For a stream of bytes to hand on, between two of its items, by a caller that has waited for the socket.
+        """
+        return None if self._batches is None else self._batches.arrived()
 
     def __next__(self) -> Item:
         return next(self._items)
@@ -129,11 +144,9 @@ def _converted(
         yield from convert(iter(stream))
 
 
-def _items(source: Source, reader: Reader[Item], limits: Limits) -> Generator[Item, None, None]:
-    passes = getattr(reader, "passes", None)
-    batches = _Batches(source, limits, passes)
+def _items(source: Source, reader: Reader[Item], batches: "_Batches") -> Generator[Item, None, None]:
     try:
-        if passes is None:
+        if not hasattr(reader, "passes"):
             ended = yield from _each(source, reader, batches)
         else:
             ended = yield from _joined(source, reader, batches)  # type: ignore[arg-type, misc]
@@ -219,6 +232,26 @@ class _Batches:
         self._on_socket: Optional[float] = None
         self._seen = False
         self._since = 0.0
+        self._held = b""  # has arrived and needs a look
+        self._last = 0.0  # when `arrived` was told of an event last
+
+    def fileno(self) -> int:
+        """Return the number of the socket, -1 where `arrived` cannot be asked."""
+        ask = getattr(self._source, "fileno", None)
+        return -1 if ask is None or self._passes is None else ask()
+
+    def arrived(self) -> Optional[bytes]:
+        """Return events that are there and pass; ``b""`` if there are none, ``None`` where `next` has to look."""
+        if not self._clear or self._held or self._passes is None:
+            return None
+        block: Optional[bytes] = self._source.arrived()  # type: ignore[attr-defined]  # as `fileno` has found out
+        if not block:
+            return block
+        if b"\r" in block or self._passes(block) != len(block):
+            self._held = block
+            return None
+        self._last = time.monotonic()
+        return block
 
     def next(self, finished: bool) -> Any:
         """Return the next events, and before them what passes unread, as bytes; bytes alone if all of it passes.
@@ -229,9 +262,14 @@ class _Batches:
         self._limit = limits.grace if finished else limits.idle if self._seen else limits.first
         self._since = time.monotonic()  # what the caller does between two items is no silence of the server
         self._set_timeout(self._limit)
+        if self._last:  # but what it has waited for in vain is
+            self._since, self._last = self._last, 0.0
+            if not self._held:
+                self._still_waiting()
         try:
             while True:
-                chunk = self._source.read()
+                chunk = self._held or self._source.read()
+                self._held = b""
                 if not chunk:
                     return None
                 events = self._events(chunk)

@@ -10,6 +10,7 @@ __all__ = ["Channel"]
 
 _LINGER = 5.0  # seconds in all that a refused client may go on sending
 _LINGER_IDLE = 1.0  # seconds of silence after which it has understood
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _JOINED = 64 * 1024  # bytes up to which parts are copied together rather than gathered by the kernel
 
 
@@ -69,6 +70,17 @@ class Channel:
                 self._send_rest(memoryview(b"".join(parts))[sent:])
         except OSError as error:
             self._fail(error)
+
+    def send_now(self, data: bytes) -> bytes:
+        """Send what the kernel takes at once; return the rest."""
+        try:
+            sent = self.sock.send(data, _DONT_WAIT)
+        except BlockingIOError:
+            return data
+        except OSError:
+            self.lost = True
+            raise
+        return data[sent:]
 
     def _send_rest(self, rest: memoryview) -> None:
         while rest:

@@ -101,7 +101,7 @@ class Connection(BaseHTTPRequestHandler):
                 return True
             return unread > _DRAINED
 
-        reply = Reply(head, self._channel, self.server.date_line, must_close)
+        reply = Reply(head, self._channel, self.server.date_line, must_close, self.server.pump)
         if not self._call(head, body, reply):
             self._unread = True
             return False

@@ -30,11 +30,15 @@ class Answer(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A stream whose first event is there: its frames as bytes, and how an error within it looks."""
+    """A stream whose first event is there: its frames as bytes, and how an error within it looks.
+
+    `passing` is the stream itself where its items are the frames.
+    """
 
     stream: Stream[Any]
     frames: Iterator[bytes]
     failure: Callable[[Body], bytes]
+    passing: Optional[Stream[bytes]] = None
 
 
 class Asked(NamedTuple):
@@ -139,7 +143,7 @@ def _record(record: Body, tally: Tally) -> Answer:
 def _frames_of(operation: str) -> Callable[[Asked], Opened]:
     def open_stream(asked: Asked) -> Opened:
         stream = asked.provider.forward_stream(operation, asked.body, asked.data)
-        return Opened(stream, iter(stream), error_frame)
+        return Opened(stream, iter(stream), error_frame, stream)
 
     return open_stream
 

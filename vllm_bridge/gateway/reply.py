@@ -4,8 +4,10 @@ import logging
 import re
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Set, Tuple
 
-from ..http1 import RequestHead, field_block
+from ..header_lines import field_block
+from ..http1 import RequestHead
 from .channel import Channel
+from .pump import Pump
 
 __all__ = ["Reply"]
 
@@ -31,7 +33,7 @@ class Reply:
 
     __slots__ = (
         "close", "sent", "status", "_channel", "_date", "_head", "_block", "_length", "_left", "_chunked", "_silent",
-        "_must_close",
+        "_must_close", "_pump",
     )
 
     def __init__(
@@ -40,6 +42,7 @@ class Reply:
         channel: Channel,
         date: Callable[[], str],
         must_close: Callable[[], bool],
+        pump: Pump,
     ) -> None:
         self.close = not head.keep_alive
         self.sent = False
@@ -48,6 +51,7 @@ class Reply:
         self._channel = channel
         self._date = date
         self._must_close = must_close
+        self._pump = pump
         self._block = ""
         self._length: Optional[int] = None  # as the application declared it
         self._left = 0  # bytes still missing to it
@@ -119,15 +123,17 @@ class Reply:
                 break  # HEAD: the application has said all that may be sent
             self.write(item)
             if self._chunked:
-                self._send_chunks(items)
+                self._send_chunks(items, getattr(body, "passing", None))
         self.finish()
 
-    def _send_chunks(self, items: Iterator[bytes]) -> None:
-        """Send the rest of a body whose length is not known: the loop that every event of a stream goes through."""
+    def _send_chunks(self, items: Iterator[bytes], passing: Any) -> None:
+        """Send the rest of a body whose length is not known, with the pump where the body lets itself be passed on."""
         send = self._channel.send
         for item in items:
             if item:
                 send(b"%x\r\n%b\r\n" % (len(item), item))
+            if passing is not None:
+                self._pump.carry(passing, self._channel)
 
     def finish(self) -> None:
         """End the reply."""

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, Iterable, Optional, Set, Tuple
 
 from ..timed_socket import timed
 from .connection import Connection
+from .pump import Pump
 
 __all__ = ["GatewayServer", "listen"]
 
@@ -64,6 +65,7 @@ class GatewayServer(ThreadingHTTPServer):
         self.graceful_timeout = graceful_timeout
         self.max_body = max_body
         self.stopping = False
+        self.pump = Pump()
         self.idle: Set[socket.socket] = set()  # connections between two requests
         self._refused: Set[socket.socket] = set()
         self._threads_of: Dict[socket.socket, threading.Thread] = {}
@@ -130,6 +132,7 @@ class GatewayServer(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Close the listening socket; the running connections are ``shutdown``'s matter."""
         super().server_close()
+        self.pump.close()
         self._wake.close()
         self._waker.close()
 

@@ -1,0 +1,205 @@
+"""Streams lent to the pump, at real sockets: what it passes on, and when it gives them back."""
+
+import socket
+import threading
+import time
+from typing import Any, Callable, Iterator, List, Optional
+
+import pytest
+
+from faces import LONG, until
+from vllm_bridge.gateway import pump as pump_module
+from vllm_bridge.gateway.channel import Channel
+from vllm_bridge.gateway.pump import Pump
+from vllm_bridge.timed_socket import timed
+
+pytestmark = pytest.mark.skipif(not hasattr(__import__("select"), "epoll"), reason="this system has no epoll")
+
+
+class Source:
+    """A stream whose events are lines: ``look`` is one that needs a look, and so is the end."""
+
+    def __init__(self) -> None:
+        self.sock, self.server = socket.socketpair()
+        self.held = b""
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def arrived(self) -> Optional[bytes]:
+        if self.held:
+            return None
+        try:
+            block = self.sock.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+        if b"look" in block or not block:
+            self.held = block or b"end"
+            return None
+        return block
+
+
+class Lent:
+    """A stream between a server and a client, carried by a thread of its own."""
+
+    def __init__(self, pump: Pump) -> None:
+        self.source = Source()
+        left, self.client = socket.socketpair()
+        self.channel = Channel(timed(left), LONG)
+        self.error: Optional[BaseException] = None
+        self.pump = pump
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.pump.carry(self.source, self.channel)  # type: ignore[arg-type]
+        except OSError as error:
+            self.error = error
+
+    def parked(self) -> "Lent":
+        until(lambda: self.source.fileno() in self.pump._lent)
+        return self
+
+    def receive(self, size: int) -> bytes:
+        self.client.settimeout(LONG)
+        data = b""
+        while len(data) < size:
+            data += self.client.recv(65536)
+        return data
+
+    def close(self) -> None:
+        for sock in (self.source.sock, self.source.server, self.channel.sock, self.client):
+            sock.close()
+        self.thread.join(LONG)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def lend() -> Iterator[Callable[[], Lent]]:
+    pump = Pump()
+    made: List[Lent] = []
+
+    def make() -> Lent:
+        made.append(Lent(pump))
+        return made[-1]
+
+    yield make
+    pump.close()
+    for lent in made:
+        lent.close()
+    assert not any(thread.name == "vllm-bridge-pump" for thread in threading.enumerate())
+
+
+def test_what_comes_is_passed_on_as_chunks_until_something_needs_a_look(lend: Any) -> None:
+    lent = lend().parked()
+    lent.source.server.send(b"one")
+    assert lent.receive(8) == b"3\r\none\r\n"
+    lent.source.server.send(b"a longer one")
+    assert lent.receive(17) == b"c\r\na longer one\r\n"
+    assert lent.thread.is_alive()
+    lent.source.server.send(b"look at this")
+    lent.thread.join(LONG)
+    assert (lent.source.held, lent.error, lent.pump._lent) == (b"look at this", None, {})
+
+
+def test_many_streams_do_not_wait_for_each_other(lend: Any) -> None:
+    all_of_them = [lend().parked() for _ in range(20)]
+    for round_number in range(3):
+        for number, lent in reversed(list(enumerate(all_of_them))):
+            lent.source.server.send(b"%02d" % number)
+        for number, lent in enumerate(all_of_them):
+            assert lent.receive(7) == b"2\r\n%02d\r\n" % number
+    for lent in all_of_them:
+        lent.source.server.close()
+    until(lambda: not any(lent.thread.is_alive() for lent in all_of_them))
+
+
+def test_what_is_there_before_is_not_waited_for(lend: Any) -> None:
+    pump = Pump()
+    lent = Lent.__new__(Lent)
+    lent.source, lent.pump, lent.error = Source(), pump, None
+    left, lent.client = socket.socketpair()
+    lent.channel = Channel(timed(left), LONG)
+    lent.source.server.send(b"one")
+    lent.thread = threading.Thread(target=lent._run)
+    lent.thread.start()
+    assert lent.receive(8) == b"3\r\none\r\n"
+    lent.source.server.send(b"look")
+    lent.thread.join(LONG)
+    pump.close()
+    lent.close()
+
+
+def test_a_silent_stream_goes_back_to_the_thread_that_knows_its_limits(
+    lend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump_module, "_TICK", 0.02)
+    monkeypatch.setattr(pump_module, "_SILENCE", 0.1)
+    lent = lend()
+    lent.thread.join(LONG)
+    assert not lent.thread.is_alive() and lent.pump._lent == {}
+
+
+def test_a_client_that_takes_nothing_gets_the_rest_from_its_own_thread(lend: Any) -> None:
+    lent = lend().parked()
+    lent.channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    lent.source.server.settimeout(LONG)
+    sent = 0
+    while lent.source.fileno() in lent.pump._lent:
+        lent.source.server.send(b"x" * 60000)
+        sent += 1
+        time.sleep(0.01)
+    assert lent.thread.is_alive()  # it waits for the client
+    data = b""
+    while data.count(b"\r\n") < 2 or not data.endswith(b"\r\n") or lent.thread.is_alive():
+        data += lent.client.recv(1 << 20)
+        if not lent.thread.is_alive() and data.endswith(b"\r\n"):
+            break
+    assert set(data) <= set(b"0123456789abcdef\r\nx") and data.startswith(b"ea60\r\nxxx")
+
+
+def test_a_client_that_has_gone_is_met_by_the_thread(lend: Any) -> None:
+    lent = lend().parked()
+    lent.client.close()
+    lent.source.server.send(b"one")
+    lent.thread.join(LONG)
+    assert isinstance(lent.error, OSError) and lent.channel.lost
+
+
+def test_a_stream_that_breaks_goes_back(lend: Any) -> None:
+    lent = lend().parked()
+    lent.source.arrived = lambda: 1 / 0  # type: ignore[assignment,return-value]
+    lent.source.server.send(b"one")
+    lent.thread.join(LONG)
+    assert lent.error is None and not lent.thread.is_alive()
+
+
+def test_what_cannot_be_asked_is_not_carried() -> None:
+    class Other:
+        def fileno(self) -> int:
+            return -1
+
+    pump = Pump()
+    pump.carry(Other(), None)  # type: ignore[arg-type]
+    assert pump._thread is None
+    pump.close()
+
+
+def test_closing_gives_everything_back(lend: Any) -> None:
+    lent = lend().parked()
+    lent.pump.close()
+    lent.thread.join(LONG)
+    assert not lent.thread.is_alive()
+    lent.pump.carry(lent.source, lent.channel)  # returns at once
+
+
+def test_the_thread_ends_when_there_is_nothing_to_do_and_comes_again(
+    lend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump_module, "_TICK", 0.02)
+    monkeypatch.setattr(pump_module, "_IDLE", 0.05)
+    for _ in range(2):
+        lent = lend().parked()
+        lent.source.server.send(b"look")
+        until(lambda: not any(thread.name == "vllm-bridge-pump" for thread in threading.enumerate()))
