@@ -1,19 +1,28 @@
 """Streams lent to the pump, at real sockets: what it passes on, and when it gives them back."""
 
+import http.client
+import json
+import select
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 
-from faces import LONG, until
+from faces import LONG, own, until
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, chunk, delta, event
+from vllm_bridge.chunked import ChunkedDecoder
+from vllm_bridge.config import ProviderConfig
+from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway import pump as pump_module
 from vllm_bridge.gateway.channel import Channel
 from vllm_bridge.gateway.pump import Pump
+from vllm_bridge.gateway.settings import Settings
 from vllm_bridge.timed_socket import timed
 
-pytestmark = pytest.mark.skipif(not hasattr(__import__("select"), "epoll"), reason="this system has no epoll")
+pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
 
 
 class Source:
@@ -203,3 +212,105 @@ def test_the_thread_ends_when_there_is_nothing_to_do_and_comes_again(
         lent = lend().parked()
         lent.source.server.send(b"look")
         until(lambda: not any(thread.name == "vllm-bridge-pump" for thread in threading.enumerate()))
+
+
+# ---------------------------------------------------------------- within the gateway
+
+
+TEXTS = ["text %d" % number for number in range(12)]
+ASKED = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
+END = event(delta("", "stop")) + event("[DONE]") + LAST_CHUNK
+
+
+def spaced(*events: bytes) -> List[Any]:
+    """Return steps that send events one by one, far enough apart that each arrives alone."""
+    return [step for each in events for step in (each, ("sleep", 0.03))]
+
+
+@pytest.fixture
+def passed_on(monkeypatch: pytest.MonkeyPatch) -> List[bytes]:
+    """What the pump has sent itself."""
+    seen: List[bytes] = []
+    send_now = Channel.send_now
+
+    def note(self: Channel, data: bytes) -> bytes:
+        seen.append(data)
+        return send_now(self, data)
+
+    monkeypatch.setattr(Channel, "send_now", note)
+    return seen
+
+
+@contextmanager
+def through(server: Scripted, **network: Any) -> Iterator[Any]:
+    provider = {"keys": [{"url": server.url}], "network_config": dict({"max_retries": 0}, **network)}
+    with own(Gateway(Settings(ProviderConfig.from_dict(provider, environ={})))) as address:
+        connection = http.client.HTTPConnection(*address, timeout=LONG)
+        try:
+            connection.request("POST", "/v1/chat/completions", json.dumps(ASKED), {"Content-Type": "application/json"})
+            yield connection
+        finally:
+            connection.close()
+
+
+def frames(*events: bytes) -> bytes:
+    decoder = ChunkedDecoder()
+    return b"".join(map(decoder.feed, events))
+
+
+def test_a_stream_comes_out_as_it_went_in(passed_on: List[bytes]) -> None:
+    events = [event(delta(text)) for text in TEXTS]
+    with Scripted(["request", SSE_HEAD, *spaced(*events, END), "hold"]) as server, through(server) as connection:
+        body = connection.getresponse().read()
+    assert body == frames(*events, END[:-5])
+    assert 1 <= len(passed_on) < len(TEXTS) and set(passed_on) <= set(events)
+
+
+def test_what_needs_a_look_gets_it_in_between(passed_on: List[bytes]) -> None:
+    plain = [event(delta(text)) for text in TEXTS]
+    halves = plain[6][:40], plain[6][40:]
+    reasoning = {**delta(""), "choices": [{"index": 0, "delta": {"reasoning": "r"}, "finish_reason": None}]}
+    steps = spaced(*plain[:6], *halves, *plain[7:10], event(reasoning), chunk(b": comment\n\n"), *plain[10:], END)
+    with Scripted(["request", SSE_HEAD, *steps, "hold"]) as server, through(server) as connection:
+        body = connection.getresponse().read()
+    texts = [json.loads(each[6:])["choices"][0]["delta"] for each in body.split(b"\n\n")[:-2]]
+    assert [each.get("content") for each in texts] == TEXTS[:10] + [None] + TEXTS[10:] + [""]
+    assert texts[10] == {"reasoning": "r", "reasoning_content": "r"}
+    assert len(passed_on) >= 3
+
+
+def test_a_silence_is_as_long_as_it_may_be_and_no_longer(
+    passed_on: List[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump_module, "_TICK", 0.05)
+    monkeypatch.setattr(pump_module, "_SILENCE", 0.3)
+    events = [event(delta(text)) for text in TEXTS]
+    with Scripted(["request", SSE_HEAD, *spaced(*events), "hold"]) as server:
+        with through(server, stream_idle_timeout_in_seconds=0.6) as connection:
+            before = time.monotonic()
+            last = connection.getresponse().read().split(b"\n\n")[-2]
+            seconds = time.monotonic() - before
+    assert "no event came for 0.6 s" in json.loads(last[6:])["error"]["message"]
+    assert 0.6 + 0.03 * (len(TEXTS) - 1) <= seconds < LONG
+    assert passed_on
+
+
+@pytest.mark.parametrize("cut", ["close", "rst"])
+def test_a_server_that_stops_in_the_middle_is_told_of(passed_on: List[bytes], cut: str) -> None:
+    steps = spaced(*[event(delta(text)) for text in TEXTS])
+    with Scripted(["request", SSE_HEAD, *steps, *(["rst"] if cut == "rst" else [])]) as server:
+        with through(server) as connection:
+            body = connection.getresponse().read()
+    assert json.loads(body.split(b"\n\n")[-2][6:])["error"]["type"] == "provider_connection_failed"
+    assert body.count(b'"content":"text') == len(TEXTS) and passed_on
+
+
+def test_a_client_that_leaves_ends_the_generation(passed_on: List[bytes]) -> None:
+    steps = spaced(*[event(delta(text)) for text in TEXTS])
+    with Scripted(["request", SSE_HEAD, *steps, "hold"]) as server, through(server) as connection:
+        response = connection.getresponse()
+        until(lambda: passed_on)
+        connection.sock.close() if connection.sock is not None else None
+        response.close()
+        until(lambda: server.ends)
+    assert set(server.ends) <= {"eof", "reset"}

@@ -14,8 +14,8 @@ ROOT = PACKAGE.parent
 
 # The floors, lowest first: a room imports from its own floor and from those below. A new room has to be placed here.
 FLOORS = [
-    ("pure", """version errors record records sse header_lines http1 chunked masking formdata multipart embedding chat text rerank
-                transcription chunks frames wire model_field responses"""),
+    ("pure", """version errors record records sse header_lines http1 chunked masking formdata multipart embedding
+                chat text rerank transcription chunks frames wire model_field responses"""),
     ("settings", "fields config config_file keys retry"),
     ("I/O", "timed_socket adapter lean lean_reply reply stream transport"),
     ("calls", "caller model_list"),

@@ -219,12 +219,11 @@ class OpenReply:
         """Return the number of the socket that the body comes from, -1 where `arrived` cannot be asked."""
         return self._raw.fileno() if hasattr(self._raw, "arrived") else -1
 
-    def arrived(self) -> Optional[bytes]:
-        """Return bytes of the body that are there, ``b""`` if none are, ``None`` where `read` has to see to it."""
-        if self._closed or self._exchange.cancelled is not None:
-            return None
-        block: Optional[bytes] = self._raw.arrived()
-        return block
+    @property
+    def arrived(self) -> Callable[[], Optional[bytes]]:
+        """The function that returns what is there of the body, ``b""`` if nothing is; ``None`` where `read` is due."""
+        arrived: Callable[[], Optional[bytes]] = self._raw.arrived
+        return arrived
 
     def read_all(self, enough: Optional[int] = None) -> bytes:
         """Return the rest of the body, or what there is after `enough` bytes of it; `MAX_BODY` is an error."""

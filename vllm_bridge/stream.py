@@ -80,7 +80,7 @@ class Stream(Generic[Item]):
     ) -> None:
         self.request_id = source.request_id
         self._source = source
-        self._batches = batches
+        self.passing = batches  # what can be asked, between two items, for bytes to hand on
         self._rest = items
         # Reading the first item starts the generator, so that its `finally` runs even if nobody iterates.
         self._items: Iterator[Item] = chain(list(_first(items)), items)
@@ -97,17 +97,6 @@ class Stream(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         return self._items
-
-    def fileno(self) -> int:
-        """Return the number of the socket that the events come from, -1 where `arrived` cannot be asked."""
-        return -1 if self._batches is None else self._batches.fileno()
-
-    def arrived(self) -> Optional[bytes]:
-        """Return events that have come and need no look, ``b""`` if none have; ``None`` where the next item is due.
-
-        For a stream of bytes to hand on, between two of its items, by a caller that has waited for the socket.
-        """
-        return None if self._batches is None else self._batches.arrived()
 
     def __next__(self) -> Item:
         return next(self._items)
@@ -232,19 +221,26 @@ class _Batches:
         self._on_socket: Optional[float] = None
         self._seen = False
         self._since = 0.0
+        self._arrived: Optional[Callable[[], Optional[bytes]]] = None  # of the source
         self._held = b""  # has arrived and needs a look
         self._last = 0.0  # when `arrived` was told of an event last
 
     def fileno(self) -> int:
-        """Return the number of the socket, -1 where `arrived` cannot be asked."""
+        """Return the number of the socket that the events come from, -1 where `arrived` cannot be asked."""
         ask = getattr(self._source, "fileno", None)
-        return -1 if ask is None or self._passes is None else ask()
+        number: int = -1 if ask is None or self._passes is None else ask()
+        if number >= 0:
+            self._arrived = self._source.arrived  # type: ignore[attr-defined]
+        return number
 
     def arrived(self) -> Optional[bytes]:
-        """Return events that are there and pass; ``b""`` if there are none, ``None`` where `next` has to look."""
-        if not self._clear or self._held or self._passes is None:
+        """Return events that are there and pass; ``b""`` if there are none, ``None`` where `next` has to look.
+
+        For a stream of bytes to hand on, between two of its items, by a caller that has asked for `fileno`.
+        """
+        if not self._clear or self._held or self._passes is None or self._arrived is None:
             return None
-        block: Optional[bytes] = self._source.arrived()  # type: ignore[attr-defined]  # as `fileno` has found out
+        block = self._arrived()
         if not block:
             return block
         if b"\r" in block or self._passes(block) != len(block):

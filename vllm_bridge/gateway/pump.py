@@ -11,12 +11,11 @@ import select
 import socket
 import threading
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Protocol
 
-from ..stream import Stream
 from .channel import Channel
 
-__all__ = ["Pump"]
+__all__ = ["Passing", "Pump"]
 
 logger = logging.getLogger("vllm_bridge.gateway")
 
@@ -25,14 +24,24 @@ _SILENCE = 1.0  # seconds after which a stream's own thread, which knows the tim
 _IDLE = 5.0  # seconds without any stream, after which the thread ends
 
 
+class Passing(Protocol):
+    """What a stream lets others ask, between two of its items."""
+
+    def fileno(self) -> int:
+        """Return the number of the socket that its events come from, -1 where `arrived` cannot be asked."""
+
+    def arrived(self) -> Optional[bytes]:
+        """Return what can be passed on without waiting, ``b""`` if nothing can; ``None`` where the next item is due."""
+
+
 class _Lent:
     """A stream in the pump's care. `rest` is what its client has yet to get when it is given back."""
 
-    __slots__ = ("stream", "channel", "given_back", "rest", "heard")
+    __slots__ = ("arrived", "send", "given_back", "rest", "heard")
 
-    def __init__(self, stream: Stream[bytes], channel: Channel) -> None:
-        self.stream = stream
-        self.channel = channel
+    def __init__(self, stream: Passing, channel: Channel) -> None:
+        self.arrived = stream.arrived
+        self.send = channel.send_now
         self.given_back = threading.Lock()
         self.given_back.acquire()
         self.rest = b""
@@ -51,7 +60,7 @@ class Pump:
         self._wake: Any = None
         self._closed = False
 
-    def carry(self, stream: Stream[bytes], channel: Channel) -> None:
+    def carry(self, stream: Passing, channel: Channel) -> None:
         """Pass on what comes until the calling thread has to go on itself with the stream's next item.
 
         Raises OSError if the client has gone.
@@ -65,7 +74,7 @@ class Pump:
                 return
             if not block:
                 break
-            channel.send(_chunk(block))
+            channel.send(b"%x\r\n%b\r\n" % (len(block), block))
         lent = _Lent(stream, channel)
         with self._lock:
             if self._closed or number in self._lent:
@@ -135,12 +144,12 @@ class Pump:
     def _pass_on(self, lent: _Lent, now: float) -> bool:
         """Pass on what has come; tell whether the stream may stay."""
         try:
-            block = lent.stream.arrived()
+            block = lent.arrived()
             if not block:
                 return block is not None
             lent.heard = now
-            lent.rest = _chunk(block)
-            lent.rest = lent.channel.send_now(lent.rest)
+            lent.rest = b"%x\r\n%b\r\n" % (len(block), block)
+            lent.rest = lent.send(lent.rest)
             return not lent.rest
         except Exception as error:  # its own thread meets it again
             logger.debug("a stream goes back to its thread: %r", error)
@@ -159,7 +168,3 @@ class Pump:
         for number, lent in list(self._lent.items()):
             if now - lent.heard > _SILENCE:
                 self._give_back(number)
-
-
-def _chunk(block: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(block), block)

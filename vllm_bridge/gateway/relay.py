@@ -17,8 +17,8 @@ _LEFT = 499  # what the log says of a client that did not wait for the end
 class Relay:
     """The frames of a stream, as WSGI wants them: the server closes it, also when the client is gone.
 
-    `told` makes status and payload of an error; `ended` is called with the status at the end. ``passing`` is the
-    stream whose events the own server may pass on itself, between two frames (see pump.py).
+    `told` makes status and payload of an error; `ended` is called with the status at the end. ``passing`` is what
+    the own server may ask for events to pass on itself, between two frames (see pump.py).
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Relay:
         self._opened = opened
         self._told = told
         self._ended = ended
-        self.passing = opened.passing
+        self.passing = None if opened.passing is None else opened.passing.passing
         self._status = _LEFT
 
     def __iter__(self) -> Iterator[bytes]:
