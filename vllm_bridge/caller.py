@@ -22,6 +22,7 @@ from .wire import Written, to_json
 __all__ = ["Caller", "Options", "Trace"]
 
 _REQUEST_ID = "X-Request-Id"
+_KNOWN = {"x-request-id": _REQUEST_ID, "host": "Host"}
 
 T = TypeVar("T")
 Wire = Union[Dict[str, Any], MultipartBody, None]
@@ -231,7 +232,8 @@ def _aliased(wire: Dict[str, Any], model: str, key: Key) -> bytes:
 
 
 def _named(name: str) -> str:
-    return _REQUEST_ID if name.lower() == _REQUEST_ID.lower() else name
+    """Return the name under which the parts of this program look for a header."""
+    return _KNOWN.get(name.lower(), name)
 
 
 def _overridden(headers: Dict[str, str], others: Dict[str, str]) -> Dict[str, str]:

@@ -27,7 +27,7 @@ from .http1 import HeadError
 from .lean_reply import BLOCK, Body, LeanResponse, read_head
 from .timed_socket import TIMED_OUT, TimedSocket, timed
 
-__all__ = ["LeanAdapter", "is_own"]
+__all__ = ["LeanAdapter", "PlainRequest", "is_own"]
 
 _URLS = 256  # addresses taken apart and kept
 _SEND: Any = HTTPAdapter.send  # as it was at import
@@ -41,6 +41,10 @@ class _Target(NamedTuple):
     origin: Tuple[str, int]
     path: str
     host: str
+
+
+class PlainRequest(requests.PreparedRequest):
+    """A request of the transport's: its headers, a dict, frame it by Content-Length alone; a host goes by ``Host``."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -98,15 +102,19 @@ class LeanAdapter(BaseAdapter):
         target = self._targets.get(url) or self._target(url)
         limits = timeout if type(timeout) is tuple else (timeout, timeout)
         fields = list(request.headers.items())
-        names = {name.lower() for name, _ in fields}
+        if type(request) is PlainRequest:
+            plain, named = True, "Host" in request.headers
+        else:
+            names = {name.lower() for name, _ in fields}
+            plain, named = _is_plain(request.body, names, limits), "host" in names
         replaced = HTTPAdapter.send is not _SEND or not _IS_OWN
         proxied = proxies and any(proxies.values()) and select_proxy(url, proxies)
-        if target is None or proxied or replaced or not _is_plain(request.body, names, limits):
+        if target is None or proxied or replaced or not plain:
             request.headers = CaseInsensitiveDict(fields)
             return self._other.send(
                 request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
             )
-        if "host" not in names:
+        if not named:
             fields.insert(0, ("Host", target.host))
         try:
             head = "%s %s HTTP/1.1\r\n%s\r\n" % (request.method, target.path, field_block(fields))

@@ -25,7 +25,7 @@ from requests.utils import get_environ_proxies
 from .adapter import Exchange, PoolAdapter, current
 from .config import NetworkConfig, ProxyConfig
 from .errors import APIConnectionError, APITimeoutError, BridgeError, ConfigError, ResponseDecodeError
-from .lean import LeanAdapter, is_own
+from .lean import LeanAdapter, PlainRequest, is_own
 from .reply import Call, OpenReply, Reply, Watch, cancelled_error
 from .retry import CONNECTION_NOT_MADE
 from .stream import Limits, Reader, Stream
@@ -277,7 +277,7 @@ class Transport:
 
 
 def _prepared(call: Call, template: Dict[str, Any]) -> requests.PreparedRequest:
-    prepared = requests.PreparedRequest.__new__(requests.PreparedRequest)
+    prepared = PlainRequest.__new__(PlainRequest)
     prepared.__dict__.update(template)  # what copy() does, less its cookies and headers
     headers = call.headers
     body = call.body

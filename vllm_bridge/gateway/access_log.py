@@ -20,11 +20,13 @@ def line(entry: Dict[str, Any], log_format: str) -> str:
     """Return the line of a request; what a client chose is escaped, so that it stays one line."""
     if log_format == "json":
         return json.dumps(entry, separators=(",", ":"))
-    if None in entry.values():
-        entry = {name: value for name, value in entry.items() if value is not None}
-    text = " ".join(map(_field, entry.items()))
-    if text.count(" ") != len(entry) - 1 or text.count("=") != len(entry) or not _is_plain(text):
-        text = " ".join([_field((name, _shown(value))) for name, value in entry.items()])
+    fields, values = list(entry.items()), list(entry.values())
+    while None in values:
+        at = values.index(None)
+        del fields[at], values[at]
+    text = " ".join(map(_field, fields))
+    if text.count(" ") != len(fields) - 1 or text.count("=") != len(fields) or not _is_plain(text):
+        text = " ".join([_field((name, _shown(value))) for name, value in fields])
     return text
 
 

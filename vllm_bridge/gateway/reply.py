@@ -15,12 +15,12 @@ logger = logging.getLogger("vllm_bridge.gateway")
 
 _STATUS = re.compile(r"[2-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
 _statuses: Set[str] = set()  # those that were seen
-_DIGITS = re.compile(r"[0-9]{1,18}")
 # The connection is the server's: an application that names these fields is not heard, but for "close".
 _HOP_BY_HOP = frozenset((
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
     "te", "trailer", "transfer-encoding", "upgrade",
 ))
+_SPECIAL = _HOP_BY_HOP | {"content-length", "date"}
 Headers = List[Tuple[str, str]]
 
 
@@ -72,25 +72,25 @@ class Reply:
             raise RuntimeError("start_response was called twice without exc_info")
         if status not in _statuses:
             _check_status(status)
-        fields = dict(zip(map(_lower_name, headers), headers))
-        length = fields["content-length"][1] if "content-length" in fields else None
-        if not _HOP_BY_HOP.isdisjoint(fields) or (status[:3] == "204" and length is not None):
-            if "connection" in fields and "close" in fields["connection"][1].lower():
+        code = status[:3]
+        special = {name.lower(): value for name, value in headers if name.lower() in _SPECIAL}
+        length = special.pop("content-length", None)
+        dated = special.pop("date", None) is not None
+        if special or (code == "204" and length is not None):
+            if "close" in special.get("connection", "").lower():
                 self.close = True
             headers = [
                 pair for pair in headers if pair[0].lower() not in _HOP_BY_HOP
-                and (status[:3] != "204" or pair[0].lower() != "content-length")
+                and (code != "204" or pair[0].lower() != "content-length")
             ]
-        self._block = field_block(headers)
-        if "date" not in fields:
-            self._block += self._date()
+        self._block = field_block(headers) if dated else field_block(headers) + self._date()
         self._length = None
-        if length is not None and status[:3] != "204":
-            if _DIGITS.fullmatch(length) is None:
+        if length is not None and code != "204":
+            if not (length.isdigit() and length.isascii() and len(length) <= 18):
                 raise ValueError("the Content-Length is not a number of bytes")
             self._length = self._left = int(length)
         self.status = status
-        self._silent = self._head.method == "HEAD" or status[:3] in ("204", "304")
+        self._silent = self._head.method == "HEAD" or code in ("204", "304")
         return self.write
 
     def write(self, data: bytes) -> None:
@@ -189,10 +189,6 @@ class Reply:
         elif one_zero:
             framing += "Connection: keep-alive\r\n"
         return ("HTTP/1.1 %s\r\n%s%s\r\n" % (self.status, self._block, framing)).encode("latin-1")
-
-
-def _lower_name(pair: Tuple[str, str]) -> str:
-    return pair[0].lower()
 
 
 def _check_status(status: str) -> None:
