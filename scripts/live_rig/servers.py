@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -66,10 +67,18 @@ WARM_UP: Dict[str, Any] = {
 
 
 def free_port() -> int:
-    """Find a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a port of 127.0.0.1 that nobody listens on, and that the system gives to nobody else.
+
+    vLLM binds it a minute later: one of those that connections get by themselves (from 32768 on Linux, 49152
+    elsewhere) is often taken by then.
+    """
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", random.randrange(20000, 32000)))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
 
 
 def session_members(leader: int) -> List[int]:
