@@ -18,7 +18,7 @@ FLOORS = [
                 chat text rerank transcription chunks frames wire model_field responses"""),
     ("settings", "fields config config_file keys retry"),
     ("I/O", "timed_socket adapter lean lean_reply reply stream transport"),
-    ("calls", "caller model_list"),
+    ("calls", "caller form model_list"),
     ("providers", "provider vllm"),
     ("library", "__init__"),
     ("faces", "echo gateway terminal commands check cli __main__"),

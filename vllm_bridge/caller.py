@@ -2,15 +2,13 @@
 
 import random
 import time
-from typing import Any, Callable, Dict, FrozenSet, Optional, Tuple, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Optional, Tuple, TypeVar, Union
 
 from .config import Key, NetworkConfig, ProviderConfig
 from .errors import BridgeError, payload_error
 from .frames import Tally
 from .keys import KeyRing
 from .masking import mask
-from .model_field import replaced
-from .multipart import MultipartBody
 from .records import decode
 from .reply import Call, Cancellation, Reply
 from .retry import CONNECTION_NOT_MADE, RetryPolicy, parse_retry_after
@@ -19,13 +17,16 @@ from .transport import Transport
 from .version import USER_AGENT
 from .wire import Written, to_json
 
+if TYPE_CHECKING:
+    from .multipart import MultipartBody
+
 __all__ = ["Caller", "Options", "Trace"]
 
 _REQUEST_ID = "X-Request-Id"
 _KNOWN = {"x-request-id": _REQUEST_ID, "host": "Host"}
 
 T = TypeVar("T")
-Wire = Union[Dict[str, Any], MultipartBody, None]
+Wire = Union[Dict[str, Any], "MultipartBody", None]
 
 
 class Trace(Tally):
@@ -226,6 +227,8 @@ class Caller:
 
 def _aliased(wire: Dict[str, Any], model: str, key: Key) -> bytes:
     """Return a request body as JSON, the model under its name at the key's server."""
+    from .model_field import replaced
+
     name = KeyRing.resolve_alias(key, model)
     data = replaced(to_json(wire), name) if isinstance(wire, Written) else None
     return to_json({**wire, "model": name}) if data is None else data

@@ -17,9 +17,9 @@ MAX_TRAILER = 8 * 1024  # bytes of trailer lines
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})([\t ]*;[\t -~\x80-\xff]*)?\r\n")
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n").match
-_CHUNK_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,15}(?:[\t ]*(?:;[\t -~\x80-\xff]*)?)?\r?")
+_CHUNK_LINE_START = rb"[0-9A-Fa-f]{1,15}(?:[\t ]*(?:;[\t -~\x80-\xff]*)?)?\r?"
 _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
-_BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
+_BARE_LF = rb"(?<!\r)\n|\r(?!\n)(?!\Z)"
 
 _LAST = b"0\r\n\r\n"
 
@@ -189,7 +189,8 @@ class ChunkedDecoder:
         match = _CHUNK_LINE.match(data, pos)
         if match is None:
             line = data[pos:pos + MAX_EXTENSION + 20]
-            if line and (len(data) - pos >= MAX_EXTENSION + 20 or _CHUNK_LINE_START.fullmatch(line) is None):
+            starts_well = re.compile(_CHUNK_LINE_START).fullmatch(line) is not None
+            if line and (len(data) - pos >= MAX_EXTENSION + 20 or not starts_well):
                 raise ChunkError("a chunk does not start with its size in hexadecimal digits")
             return -1
         if match.group(2):
@@ -208,7 +209,7 @@ class ChunkedDecoder:
         if end < 0:
             if len(data) - pos >= MAX_TRAILER:
                 raise ChunkError("the trailer is longer than %d bytes" % MAX_TRAILER)
-            if _BARE_LF.search(data, pos) is not None:
+            if re.compile(_BARE_LF).search(data, pos) is not None:
                 raise ChunkError("a line of the trailer does not end in CRLF")
             return -1
         try:

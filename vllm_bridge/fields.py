@@ -17,12 +17,12 @@ MAX_SECONDS = 1000000  # poll() counts milliseconds in an int and wraps round af
 _CONNECT_SECONDS = 5.0
 _SHOWN = 60  # characters of a wrong value that a message quotes
 
-_ENV = re.compile(r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z")
-_CONTROL = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
+_ENV = r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z"
+_CONTROL = r"[\x00-\x20\x7f-\xa0\u2028\u2029]"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
-_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\Z")
-_URL_PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%/-]*\Z")
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\Z"
+_URL_PATH = r"[A-Za-z0-9._~!$&'()*+,;=:%/-]*\Z"
 _OPERATIONS = ("/completions", "/embeddings", "/rerank", "/responses", "/models", "/transcriptions")
 _FRAMING = frozenset(
     "connection content-length expect keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
@@ -136,7 +136,7 @@ def known(found: Iterable[str], allowed: Iterable[str], ignored: Iterable[str], 
 
 def env_name(value: Any) -> Optional[str]:
     """Return the variable that a value ``env.NAME`` names, else ``None``."""
-    match = _ENV.match(value) if isinstance(value, str) else None
+    match = re.compile(_ENV).match(value) if isinstance(value, str) else None
     return match.group(1) if match else None
 
 
@@ -245,7 +245,7 @@ def split_url(url: str, path: str, schemes: Tuple[str, ...], *, secret: bool = F
     """Split a URL into scheme, ``host[:port]`` and path; `schemes[0]` stands where none is given."""
     expected = "a URL such as %s://host:8000, with a host name or an address (IPv6 in brackets)" % schemes[0]
     secret = secret or "@" in url or "?" in url
-    if not url or _CONTROL.search(url) or "\\" in url:
+    if not url or re.compile(_CONTROL).search(url) or "\\" in url:
         found = "nothing" if not url else "white space, a control character or a backslash in it"
         raise ConfigError("%s: expected %s, got %s" % (path, expected, found))
     scheme, mark, rest = url.partition("://")
@@ -266,7 +266,7 @@ def split_url(url: str, path: str, schemes: Tuple[str, ...], *, secret: bool = F
                           "a proxy's username and password)" % path)
     if "?" in url or "#" in url:
         raise ConfigError("%s: must not hold a query or a fragment (? or #)" % path)
-    if not _URL_PATH.match(parts.path):
+    if not re.compile(_URL_PATH).match(parts.path):
         raise wrong(path, "a path of ASCII letters, others percent-encoded", url, secret)
     host, colon, port = _host_and_port(parts.netloc)
     host = _host(host)
@@ -301,7 +301,7 @@ def _host(host: str) -> str:
     except UnicodeError:
         return ""
     labels = host[:-1].split(".") if host.endswith(".") else host.split(".")
-    return host.lower() if all(_LABEL.match(label) for label in labels) else ""
+    return host.lower() if all(re.compile(_LABEL).match(label) for label in labels) else ""
 
 
 # ---------------------------------------------------------------- settings that may be env.NAME

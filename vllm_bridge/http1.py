@@ -48,12 +48,12 @@ class HeadError(ProtocolError):
 
 _REQUEST_LINE = re.compile(r"(%s) ([!\"$-~]+) HTTP/1\.([01])" % TOKEN)
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([\t -~\x80-\xff]*))?")
-_NAME = re.compile(TOKEN)
-_OTHER_VERSION = re.compile(r"(?:%s [!-~]+ )?HTTP/[0-9](?:\.[0-9])?(?: .*)?" % TOKEN)
-_REQUEST_START = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [!\"$-~]*(?: [HTP/0-9.]{0,8}\r?)?)?")
-_STATUS_START = re.compile(rb"H(?:T(?:T(?:P(?:/[\t -~\x80-\xff]*\r?)?)?)?)?")
-_BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)(?!\Z)")
-_ABSOLUTE = re.compile(r"https?://([^/?@]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
+_NAME = TOKEN
+_OTHER_VERSION = r"(?:%s [!-~]+ )?HTTP/[0-9](?:\.[0-9])?(?: .*)?" % TOKEN
+_REQUEST_START = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?: [!\"$-~]*(?: [HTP/0-9.]{0,8}\r?)?)?"
+_STATUS_START = rb"H(?:T(?:T(?:P(?:/[\t -~\x80-\xff]*\r?)?)?)?)?"
+_BARE_LF = rb"(?<!\r)\n|\r(?!\n)(?!\Z)"
+_ABSOLUTE = r"https?://([^/?@]*)(/[^?]*)?(\?.*)?"
 _HOST = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _SINGLE = frozenset(("content-length", "host", "transfer-encoding"))
 
@@ -136,7 +136,7 @@ class RequestHead(_Head):
             return target
         if self.method == "CONNECT":
             raise HeadError(501, "CONNECT is not offered; this is no proxy")
-        match = _ABSOLUTE.fullmatch(target)
+        match = re.compile(_ABSOLUTE, re.IGNORECASE).fullmatch(target)
         if match is None or not match.group(1) or _HOST.fullmatch(match.group(1)) is None:
             raise HeadError(400, "the request target is neither a path nor an http:// URL")
         # RFC 9112 §3.2.2: the target's authority replaces whatever Host says.
@@ -256,10 +256,10 @@ def find_head_end(buffer: Buffer, seen: int = 0, request: bool = True) -> int:
         if len(buffer) > MAX_LINE:
             raise _long_line(request)
         start = _REQUEST_START if request else _STATUS_START
-        if buffer and start.fullmatch(buffer) is None:
+        if buffer and re.compile(start).fullmatch(buffer) is None:
             raise HeadError(400, "these bytes are not HTTP/1.1")
         return -1
-    if _BARE_LF.search(buffer, max(0, seen - 1)) is not None:
+    if re.compile(_BARE_LF).search(buffer, max(0, seen - 1)) is not None:
         raise HeadError(400, "a line of the head does not end in CRLF")
     if seen <= line_end:
         line = buffer[:line_end - 1].decode("latin-1")
@@ -297,7 +297,7 @@ def _line_fault(line: str, request: bool) -> Optional[HeadError]:
         return _long_line(request)
     if (_REQUEST_LINE if request else _STATUS_LINE).fullmatch(line) is not None:
         return None
-    if _OTHER_VERSION.fullmatch(line) is not None and not re.search(r"HTTP/1\.[01](?: |$)", line):
+    if re.compile(_OTHER_VERSION).fullmatch(line) is not None and not re.search(r"HTTP/1\.[01](?: |$)", line):
         return HeadError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
     return HeadError(400, "the %s line is malformed" % ("request" if request else "status"))
 
@@ -320,6 +320,6 @@ def _field_fault(line: str) -> str:
         return "a header line has no colon"
     if name.rstrip(" \t") != name:
         return "white space before the colon of a header"
-    if _NAME.fullmatch(name) is None:
+    if re.compile(_NAME).fullmatch(name) is None:
         return "a header name is empty or has a character that is not allowed"
     return "a header value has a control character"

@@ -78,6 +78,9 @@ def _ask_all(caller: Caller, keys: List[Key], options: Options) -> List[_Answer]
 def _payload(reply: Reply) -> Dict[str, Any]:
     payload = reply.read(lambda: _checked(decode(reply.body)))
     payload["data"] = [model for model in payload["data"] if isinstance(model, dict)]
+    for model in payload["data"]:
+        if "max_model_len" in model:  # vLLM's word for what other servers call so (SPEC §8)
+            model.setdefault("context_length", model["max_model_len"])
     return payload
 
 

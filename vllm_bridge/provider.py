@@ -1,17 +1,15 @@
 """The vocabulary of operations, and how a server with OpenAI's API carries them out."""
 
 import copy
-from typing import Any, BinaryIO, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
 
-from . import rerank, text, transcription
+from . import text
 from .caller import Caller, Options, Trace, Wire
 from .chunks import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
 from .config import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
 from .errors import BadRequestError, ConfigError, UnsupportedOperationError
 from .fields import number, whole
 from .frames import Frames, Tally
-from .model_list import collect
-from .multipart import MultipartBody
 from .records import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -170,10 +168,12 @@ class BaseOpenAIProvider:
 
         With ``return_documents=True`` each result carries the caller's own document.
         """
+        from .rerank import convert, prepare
+
         given = self._body("rerank", wire)
-        body = rerank.prepare(given)
+        body = prepare(given)
         reply = self._reply("rerank", body, _model(body))
-        return self._finished(Rerank(reply.read(lambda: rerank.convert(_object(reply), given))), body, reply)
+        return self._finished(Rerank(reply.read(lambda: convert(_object(reply), given))), body, reply)
 
     def responses(self, /, **wire: Any) -> Response:
         """Answer ``input`` by the Responses API."""
@@ -187,22 +187,29 @@ class BaseOpenAIProvider:
 
     def list_models(self, /) -> ModelList:
         """List the models of all servers, without their duplicates."""
+        from .model_list import collect
+
         return collect(self._caller, self._options)
 
     def transcription(self, /, **wire: Any) -> Transcription:
         """Turn speech into text: ``file`` is a path, bytes, a binary file, or (filename, content, content type)."""
+        from .form import Form
+        from .transcription import result
+
         given = self._body("transcription", wire)
-        with _Form(given) as form:
+        with Form(given) as form:
             reply = self._reply("transcription", form, _model(given))
         style = given.get("response_format")
-        payload = reply.read(lambda: transcription.result(reply.body, reply.content_type, style))
+        payload = reply.read(lambda: result(reply.body, reply.content_type, style))
         return self._finished(Transcription(payload), {name: given[name] for name in given if name != "file"}, reply)
 
     def transcription_stream(self, /, **wire: Any) -> Stream[TranscriptionEvent]:
         """Turn speech into text piece by piece: ``transcript.text.delta`` events, then one ``transcript.text.done``."""
+        from .form import Form
+
         given = self._body("transcription_stream", wire)
         given["stream"] = True
-        with _Form(given) as form:
+        with Form(given) as form:
             return self._open("transcription", form, _model(given), TranscriptionReader)
 
     # ------------------------------------------------------------ the operations there are not
@@ -380,35 +387,6 @@ _CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
     "key_id": _instance(str, "key_id"),
     "key_name": _instance(str, "key_name"),
 }
-
-
-class _Form:
-    """A transcription's form with its file open, for the time of sending it."""
-
-    def __init__(self, given: Dict[str, Any]) -> None:
-        fields, part = transcription.prepare(given)
-        self._opened: Optional[BinaryIO] = None
-        if part.path is not None:
-            try:
-                self._opened = open(part.path, "rb")
-            except (OSError, ValueError) as error:  # ValueError: a NUL, or what no file system can name
-                why = getattr(error, "strerror", None) or str(error)
-                raise BadRequestError("file: cannot read %r: %s" % (part.path, why), param="file") from error
-            part = part.opened(self._opened)
-        try:
-            self._body = MultipartBody(fields, part)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __enter__(self) -> MultipartBody:
-        return self._body
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._opened is not None:
-            self._opened.close()
-        if hasattr(self, "_body"):
-            self._body.close()
 
 
 def _object(reply: Reply) -> Dict[str, Any]:

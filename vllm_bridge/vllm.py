@@ -3,10 +3,9 @@
 import logging
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, TypeVar
 
-from . import chat, embedding, rerank, text
+from . import chat, embedding, text
 from .caller import Wire
 from .errors import APIStatusError, BridgeError, NotFoundError
-from .model_list import PATH as MODELS
 from .provider import PATHS, BaseOpenAIProvider
 from .records import EmbeddingList, Response, ResponseEvent
 from .reply import Reply
@@ -149,7 +148,7 @@ class VLLMProvider(BaseOpenAIProvider):
         try:
             return super()._reply(operation, body, model)
         except APIStatusError as error:
-            if operation == "rerank" and rerank.falls_back(error):
+            if operation == "rerank":
                 return self._rerank_elsewhere(body, model, error)
             raise self._explained(operation, error) from None
 
@@ -161,10 +160,14 @@ class VLLMProvider(BaseOpenAIProvider):
 
     def _rerank_elsewhere(self, body: Wire, model: Optional[str], first: APIStatusError) -> Reply:
         """Try ``/rerank``, where older deployments have it; the first error stands if it is not there either."""
+        from .rerank import falls_back
+
+        if not falls_back(first):
+            raise self._explained("rerank", first) from None
         try:
             return self._caller.reply("POST", "/rerank", body, model, self._options)
         except APIStatusError as second:
-            if rerank.falls_back(second):
+            if falls_back(second):
                 raise self._explained("rerank", first) from None
             raise
 
@@ -187,7 +190,7 @@ class VLLMProvider(BaseOpenAIProvider):
             if url is not None and key.url is not None and url.startswith(key.url + "/"):
                 options = self._options.changed({"timeout": (2.0, 2.0), "trace": None})
                 try:
-                    reply = self._caller.get(MODELS, key, options)
+                    reply = self._caller.get("/v1/models", key, options)
                     return [str(model["id"]) for model in object_of(reply.body)["data"]]
                 except (BridgeError, LookupError, TypeError):
                     return []
