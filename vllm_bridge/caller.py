@@ -4,9 +4,9 @@ import random
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Optional, Tuple, TypeVar, Union
 
+from .chunks import Tally
 from .config import Key, NetworkConfig, ProviderConfig
 from .errors import BridgeError, payload_error
-from .frames import Tally
 from .keys import KeyRing
 from .masking import mask
 from .records import decode

@@ -19,7 +19,6 @@ from .records import (
 )
 from .sse import Event
 from .text import CompletionAccumulator
-from .transcription import TranscriptionEvents
 
 __all__ = [
     "ChatChunks",
@@ -27,6 +26,7 @@ __all__ = [
     "CompletionChunks",
     "Ends",
     "ResponsesReader",
+    "Tally",
     "TranscriptionReader",
     "aborted",
     "payload_of",
@@ -242,6 +242,8 @@ class TranscriptionReader:
     """
 
     def __init__(self) -> None:
+        from .transcription import TranscriptionEvents
+
         self.finished = False
         self._events = TranscriptionEvents()
 
@@ -260,3 +262,19 @@ class TranscriptionReader:
     def partial(self) -> Transcription:
         """Return the text that has arrived so far as a transcription."""
         return Transcription(text=self._events.text)
+
+
+class Tally:
+    """What a call's reply said of itself: the tokens counted by the server."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+
+    def take(self, usage: Any) -> None:
+        """Note the counts of a ``usage`` object, of chat's or of the Responses' naming."""
+        if isinstance(usage, dict):
+            for ours, theirs in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
+                count = usage.get(ours, usage.get(theirs))
+                if isinstance(count, int):
+                    setattr(self, ours, max(count, getattr(self, ours)))

@@ -6,10 +6,10 @@ nothing can be of interest goes out as it came; any other is read like a chunk.
 
 import json
 import re
-from typing import Any, Sequence
+from typing import Sequence
 
 from .chat import normalise_chunk
-from .chunks import Ends, aborted, payload_of
+from .chunks import Ends, Tally, aborted, payload_of
 from .sse import Event, encode
 
 __all__ = ["Frames", "Tally"]
@@ -21,22 +21,6 @@ _REASONING = re.compile(r'"delta":\{"reasoning":("[^"\\]*(?:\\.[^"\\]*)*")\}')
 
 # What needs a look at its event, as vLLM writes it; within a JSON string the quotes would be escaped.
 _MARKS = (b'"finish_reason":"', b'"usage"', b'"error"', b'"reasoning', b"data: [")
-
-
-class Tally:
-    """What a call's reply said of itself: the tokens counted by the server."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-
-    def take(self, usage: Any) -> None:
-        """Note the counts of a ``usage`` object, of chat's or of the Responses' naming."""
-        if isinstance(usage, dict):
-            for ours, theirs in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
-                count = usage.get(ours, usage.get(theirs))
-                if isinstance(count, int):
-                    setattr(self, ours, max(count, getattr(self, ours)))
 
 
 class Frames:

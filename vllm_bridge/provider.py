@@ -5,11 +5,10 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple
 
 from . import text
 from .caller import Caller, Options, Trace, Wire
-from .chunks import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
+from .chunks import ChatChunks, CompletionChunks, ResponsesReader, Tally, TranscriptionReader
 from .config import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
 from .errors import BadRequestError, ConfigError, UnsupportedOperationError
 from .fields import number, whole
-from .frames import Frames, Tally
 from .records import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -278,6 +277,8 @@ class BaseOpenAIProvider:
 
         The last one is ``data: [DONE]``. The usage chunk goes out only if the body asks for it. `data`: see `forward`.
         """
+        from .frames import Frames
+
         asked = body.get("stream_options")
         usage = bool(asked.get("include_usage")) if isinstance(asked, Mapping) else False
         wire = self._body(operation + "_stream", dict(body))
