@@ -195,6 +195,37 @@ def test_what_cannot_be_asked_is_not_carried() -> None:
     pump.close()
 
 
+def test_a_system_without_another_thread_leaves_the_stream_with_its_own(
+    lend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoThread(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    pump, source = Pump(), Source()
+    left, right = socket.socketpair()
+    with timed(left) as sock, right, source.sock, source.server:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading, "Thread", NoThread)
+            pump.carry(source, Channel(sock, LONG))  # type: ignore[arg-type]
+        assert pump._thread is None and pump._lent == {}
+    pump.close()
+
+
+def test_a_descriptor_that_cannot_be_watched_stays_with_its_thread(tmp_path: Any) -> None:
+    class File(Source):
+        def fileno(self) -> int:
+            return file.fileno()  # epoll takes no files
+
+    pump = Pump()
+    left, right = socket.socketpair()
+    source = File()
+    with open(str(tmp_path / "file"), "wb") as file, timed(left) as sock, right, source.sock, source.server:
+        pump.carry(source, Channel(sock, LONG))  # type: ignore[arg-type]
+        assert pump._lent == {}
+    pump.close()
+
+
 def test_closing_gives_everything_back(lend: Any) -> None:
     lent = lend().parked()
     lent.pump.close()

@@ -76,16 +76,10 @@ class Pump:
                 break
             channel.send(b"%x\r\n%b\r\n" % (len(block), block))
         lent = _Lent(stream, channel)
-        with self._lock:
-            if self._closed or number in self._lent:
-                return
-            if self._thread is None or self._pid != os.getpid():  # after a fork it is the parent's
-                self._start()
-            self._lent[number] = lent
-            self._epoll.register(number, select.EPOLLIN)
-        lent.given_back.acquire()
-        if lent.rest:
-            channel.send(lent.rest)
+        if self._take(number, lent):
+            lent.given_back.acquire()
+            if lent.rest:
+                channel.send(lent.rest)
 
     def close(self) -> None:
         """Give all streams back and end the thread."""
@@ -97,14 +91,37 @@ class Pump:
         if thread is not None:
             thread.join()
 
+    def _take(self, number: int, lent: _Lent) -> bool:
+        """Take a stream over, unless the system has no thread or descriptor left for that."""
+        with self._lock:
+            if self._closed or number in self._lent:
+                return False
+            try:
+                if self._thread is None or self._pid != os.getpid():  # after a fork it is the parent's
+                    self._start()
+                self._lent[number] = lent
+                self._epoll.register(number, select.EPOLLIN)
+            except (OSError, RuntimeError) as error:
+                self._lent.pop(number, None)
+                logger.debug("a stream stays with its thread: %r", error)
+                return False
+        return True
+
     def _start(self) -> None:
         self._lent = {}
-        self._epoll = select.epoll()
         waked, self._wake = socket.socketpair()
-        self._epoll.register(waked, select.EPOLLIN)
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, args=(waked,), daemon=True, name="vllm-bridge-pump")
-        self._thread.start()
+        self._epoll = select.epoll()
+        try:
+            self._epoll.register(waked, select.EPOLLIN)
+            thread = threading.Thread(target=self._run, args=(waked,), daemon=True, name="vllm-bridge-pump")
+            self._pid = os.getpid()
+            self._thread = thread
+            thread.start()
+        except (OSError, RuntimeError):
+            self._thread = None
+            for each in (self._epoll, waked, self._wake):
+                each.close()
+            raise
 
     def _run(self, waked: socket.socket) -> None:
         epoll = self._epoll
