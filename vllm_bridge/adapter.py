@@ -15,6 +15,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from .timed_socket import TimedSocket
+
 __all__ = ["Exchange", "PoolAdapter", "current"]
 
 
@@ -66,7 +68,10 @@ class Exchange:
         sock = self._socket
         if sock is not None:
             try:
-                sock.settimeout(seconds)
+                if isinstance(sock, TimedSocket):
+                    sock.limit_receiving(seconds)
+                else:
+                    sock.settimeout(seconds)
             except OSError:
                 pass  # closed by another thread: the read finds out
 

@@ -115,6 +115,9 @@ class ChunkedDecoder:
                 if whole:
                     self._state = _DATA_END
                     self._pending = b"\r\n"
+                    if data == _LAST:
+                        self._state, self._pending, self.finished = _DONE, b"", True
+                        return whole
                     return self._with(whole, data) if data else whole
         if state == _DONE:
             self.rest += data

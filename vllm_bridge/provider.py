@@ -280,9 +280,10 @@ class BaseOpenAIProvider:
         from .frames import Frames
 
         asked = body.get("stream_options")
-        usage = bool(asked.get("include_usage")) if isinstance(asked, Mapping) else False
+        given = type(asked) is dict or isinstance(asked, Mapping)  # the second is slow
+        usage = given and bool(asked.get("include_usage"))  # type: ignore[union-attr]
         wire = self._body(operation + "_stream", dict(body))
-        if isinstance(asked, Mapping) and isinstance(wire.get("stream_options"), dict):
+        if given and isinstance(wire.get("stream_options"), dict):
             wire["stream_options"]["include_usage"] = True
         count = text.expected_choices(wire)
         tally = self._options.trace or Tally()
@@ -300,7 +301,7 @@ class BaseOpenAIProvider:
         if operation in ("chat_completion_stream", "text_completion_stream"):
             body["stream"] = True
             options = body.get("stream_options", {})
-            if isinstance(options, Mapping):
+            if type(options) is dict or isinstance(options, Mapping):  # the second is slow
                 body["stream_options"] = {"include_usage": True, **options}
         elif body.get("stream") and operation in ("chat_completion", "text_completion", "responses", "transcription"):
             raise BadRequestError("%s cannot stream; call %s_stream" % (operation, operation), param="stream")

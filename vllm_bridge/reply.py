@@ -309,6 +309,9 @@ class OpenReply:
         with self._lock:
             if self._closed:
                 return
+            if hasattr(self._raw, "long_block") and self._raw.closed and self._exchange.cancelled is None:
+                self._release()
+                return
             try:
                 self._exchange.set_timeout(0.01)
                 if not (self._read1 or self._prepared_read1())() and self._exchange.cancelled is None:
