@@ -60,7 +60,7 @@ class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # no class to be
         with self.lock or threading.Lock():
             try:
                 self.stream.write(text + self.terminator)
-                self.flush()
+                self.stream.flush()
             except Exception:
                 self.handleError(_record(text))
 
