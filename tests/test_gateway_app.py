@@ -292,6 +292,15 @@ def test_a_request_that_needs_a_change_is_printed_anew(echo: EchoServer, more: b
     assert {**body, **has} == body and body["model"] == "echo" and "temperature" not in body and "fallbacks" not in body
 
 
+@pytest.mark.parametrize("more", [b',"model":"echo"', b',"mod\\u0065l":"echo"', b',"metadata":{"model":"other"}'])
+def test_a_request_with_two_models_goes_up_with_one(echo: EchoServer, more: bytes) -> None:
+    first = b'"echo"' if b"metadata" in more else b'"forbidden"'
+    with gateway(echo) as address:
+        assert ask(address, "POST", CHAT, ODD % (first, more)).status == 200
+    (request,) = [request for request in echo.requests if request.path == CHAT]
+    assert b"forbidden" not in request.body and request.json["model"] == "echo"
+
+
 class Broken(VLLMProvider):
     """A provider with a defect."""
 

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Optional
 
-__all__ = ["replaced"]
+__all__ = ["replaced", "stands_once"]
 
 _KEY = b'"model"'
 _MEMBER = re.compile(rb'(?<!\\)"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]*)*")', re.DOTALL)
@@ -13,6 +13,11 @@ _MEMBER = re.compile(rb'(?<!\\)"model"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*(?:\\.[^"\\]
 _DISGUISE = b"\\u006"
 
 _PLAIN = re.compile(r"[!#-\[\]-~]+\Z")  # printable ASCII that a JSON string holds as it is
+
+
+def stands_once(body: bytes) -> bool:
+    """Tell whether nothing in a JSON object can be taken for another ``"model"`` than the one that a reader found."""
+    return body.count(_KEY) == 1 and _DISGUISE not in body
 
 
 def replaced(body: bytes, model: str) -> Optional[bytes]:
@@ -24,7 +29,7 @@ def replaced(body: bytes, model: str) -> Optional[bytes]:
     itself. A second one (in a tool's schema, or a duplicate), an escape that may spell the name, or an encoding other
     than UTF-8 is not looked into: the caller then prints the body anew.
     """
-    if body.count(_KEY) != 1 or _DISGUISE in body:
+    if not stands_once(body):
         return None
     match = _MEMBER.search(body)
     if match is None:

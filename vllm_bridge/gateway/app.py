@@ -22,7 +22,7 @@ from ..errors import (
     http_status,
 )
 from ..formdata import MultipartReader
-from ..model_field import replaced
+from ..model_field import replaced, stands_once
 from ..provider import BaseOpenAIProvider
 from ..version import __version__
 from ..vllm import VLLMProvider
@@ -237,6 +237,8 @@ class Gateway:
             others, data = _fallbacks(body.pop("fallbacks")), None
         if data is not None and model != asked_for:
             data = replaced(data, model)
+        elif data is not None and not stands_once(data):
+            data = None  # two readers might find two models in it
         try:
             provider = self.provider.with_options(**request.options())
         except ConfigError as error:
