@@ -1,5 +1,6 @@
 """A stream: its limits, its ends, and who may close it, over scripted sources and, for closing, real sockets."""
 
+import json
 import threading
 import time
 
@@ -18,6 +19,7 @@ from vllm_bridge import (
     Stream,
     VLLMProvider,
 )
+from vllm_bridge.frames import Frames, Tally
 from vllm_bridge.stream import GRACE, Limits
 
 ASK = {"model": "m", "messages": []}
@@ -360,3 +362,27 @@ def test_a_read_stream_leaves_nothing_to_close(lean):
         stream.close()
         assert list(provider.chat_completion_stream(**ASK))
         assert server.connections == 1
+
+
+def test_what_came_while_the_caller_was_busy_is_no_silence():
+    """The pump's caller waits for its client with events unread: they count when they are read."""
+    def line(text):
+        return ("data: %s\n\n" % json.dumps(delta(text), separators=(",", ":"))).encode()
+
+    class Asked(Bytes):
+        arrived_blocks = [line("two")]
+
+        def fileno(self):
+            return 7
+
+        def arrived(self):
+            return self.arrived_blocks.pop(0) if self.arrived_blocks else None
+
+    source = Asked(line("one"), line("one"), line("three"))
+    stream = Stream.over(source, Frames(1, True, Tally()), Limits(9, 0.05))
+    assert [next(stream), next(stream)] == [line("one")] * 2
+    assert stream.passing.fileno() == 7 and stream.passing.arrived() == line("two")
+    time.sleep(0.1)  # longer than the limit
+    assert next(stream) == line("three")
+    assert 0 < source.timeouts[-1] <= 0.05
+    stream.close()

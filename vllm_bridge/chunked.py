@@ -81,20 +81,24 @@ class ChunkedDecoder:
         self._pending = b""
         self._extensions = 0
 
-    def whole(self, data: bytes) -> bytes:
-        """Return what is in `data` if that is whole chunks of a known kind, as events are; else ``b""``: `feed` it."""
-        if (self._state == _DATA_END and self._pending == b"\r\n") or (self._state == _SIZE and not self._pending):
-            end = data.find(b"\r\n", 0, 18)
-            size = _sizes.get(data[:end])
-            if size is not None and len(data) == end + size + 4 and data.endswith(b"\r\n"):
-                inside, rest = data[end + 2:-2], b""
-            else:
-                inside, rest = _whole_chunks(data)
-            if inside and not rest:
-                self._state = _DATA_END
-                self._pending = b"\r\n"
-                return inside
-        return b""
+    def simple(self, data: bytes) -> Tuple[bytes, bytes]:
+        """Return what is in whole chunks of the simplest kind that `data` begins with, and the rest, for `feed`.
+
+        A server writes an event as a chunk, and so it arrives: mostly one chunk and nothing else.
+        """
+        if (self._state != _DATA_END or self._pending != b"\r\n") and (self._state != _SIZE or self._pending):
+            return b"", data
+        end = data.find(b"\r\n", 0, 18)
+        size = _sizes.get(data[:end])
+        if size is None or len(data) < end + size + 4:
+            return b"", data
+        if len(data) == end + size + 4 and data.endswith(b"\r\n"):
+            inside, rest = data[end + 2:-2], b""
+        else:
+            inside, rest = _whole_chunks(data)
+        if inside:
+            self._state, self._pending = _DATA_END, b"\r\n"
+        return inside, rest
 
     def feed(self, data: bytes) -> bytes:
         """Return the body bytes that `data` completes; raises ChunkError."""
@@ -102,23 +106,12 @@ class ChunkedDecoder:
         if state == _DATA and len(data) < self._left:
             self._left -= len(data)
             return data
-        if (state == _DATA_END and self._pending == b"\r\n") or (state == _SIZE and not self._pending):
-            # A server writes an event as a chunk, and so it arrives: one chunk and nothing else.
-            end = data.find(b"\r\n", 0, 18)
-            size = _sizes.get(data[:end])
-            if size is not None and len(data) == end + size + 4 and data.endswith(b"\r\n"):
-                self._state = _DATA_END
-                self._pending = b"\r\n"
-                return data[end + 2:-2]
-            if size is not None and len(data) > end + size + 4:
-                whole, data = _whole_chunks(data)
-                if whole:
-                    self._state = _DATA_END
-                    self._pending = b"\r\n"
-                    if data == _LAST:
-                        self._state, self._pending, self.finished = _DONE, b"", True
-                        return whole
-                    return self._with(whole, data) if data else whole
+        whole, data = self.simple(data)
+        if whole:
+            if data == _LAST:
+                self._state, self._pending, self.finished = _DONE, b"", True
+                return whole
+            return self._with(whole, data) if data else whole
         if state == _DONE:
             self.rest += data
             return b""

@@ -111,11 +111,8 @@ class Body:
             data: bytes = connection.sock.recv(BLOCK, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return b""
-        block = chunks.whole(data)
-        if not block:
-            self._rest = data
-            return None
-        return block
+        block, self._rest = chunks.simple(data)
+        return block or None
 
     def read(self, amt: Optional[int] = None, decode_content: Optional[bool] = None) -> bytes:
         """Return what is there of the body, at most `amt` bytes; all of it without `amt`."""

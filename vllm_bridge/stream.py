@@ -15,6 +15,7 @@ Item_co = TypeVar("Item_co", covariant=True)
 
 # Seconds that a stream may stay without an event after its finish reason before it counts as ended (SPEC §4.3).
 GRACE = 2.0
+_MOMENT = 0.01  # seconds in which what has come already is read
 
 
 class Source(Protocol):
@@ -260,8 +261,8 @@ class _Batches:
         self._set_timeout(self._limit)
         if self._last:  # but what it has waited for in vain is
             self._since, self._last = self._last, 0.0
-            if not self._held:
-                self._still_waiting()
+            if self._limit is not None:  # a moment at least: the caller may have been busy while something came
+                self._set_timeout(max(_MOMENT, self._since + self._limit - time.monotonic()))
         try:
             while True:
                 chunk = self._held or self._source.read()

@@ -186,11 +186,13 @@ class VLLMProvider(BaseOpenAIProvider):
 
     def _models_at(self, url: Optional[str]) -> Any:
         """Return the ids of the models at the server that answered, as far as it tells."""
+        from .model_list import PATH
+
         for key in self._caller.ring.keys:
             if url is not None and key.url is not None and url.startswith(key.url + "/"):
                 options = self._options.changed({"timeout": (2.0, 2.0), "trace": None})
                 try:
-                    reply = self._caller.get("/v1/models", key, options)
+                    reply = self._caller.get(PATH, key, options)
                     return [str(model["id"]) for model in object_of(reply.body)["data"]]
                 except (BridgeError, LookupError, TypeError):
                     return []
