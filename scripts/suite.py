@@ -22,10 +22,14 @@ RERUN = 10  # failures of a suite up to which they run once more
 LIMIT = 1800.0  # seconds for one run; a quiet machine needs a tenth
 LONG = "VLLM_BRIDGE_LONG"
 WAITING = """
-caller echo echo_server gateway_app gateway_disconnect gateway_faces gateway_load hostile_upstream reply
-responses_gateway soak stream transport
+client/test_call client/test_reply client/test_session client/test_stream echo/test_echo echo/test_server
+gateway/test_app gateway/test_disconnect gateway/test_faces gateway/test_load gateway/test_responses
+test_hostile_upstream test_soak
 """.split()
-STARTING = "bench cli gateway_serve gateway_workers live_rig packaging readme scripts secrets".split()
+STARTING = """
+cli/test_cli gateway/test_run server/test_workers test_bench test_live_rig test_packaging test_readme test_scripts
+test_secrets
+""".split()
 TITLE = """
 import platform, requests, urllib3
 print("Python %s, requests %s, urllib3 %s" % (platform.python_version(), requests.__version__, urllib3.__version__))
@@ -164,7 +168,7 @@ class Suite:
 
 def parts() -> List[List[str]]:
     """Return the arguments of the runs of pytest: all files but those of `WAITING` and `STARTING`, then those."""
-    named = [[path for path in ("tests/test_%s.py" % name for name in names) if os.path.exists(path)]
+    named = [[path for path in ("tests/%s.py" % name for name in names) if os.path.exists(path)]
              for names in (WAITING, STARTING)]
     return [["--ignore=" + path for files in named for path in files]] + [files for files in named if files]
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from wsgiref.validate import validator
 
 from vllm_bridge.gateway import Gateway
-from vllm_bridge.gateway.server import GatewayServer
+from vllm_bridge.server.listener import GatewayServer
 from vllm_bridge.gateway.settings import read
 
 LONG = 30.0  # seconds: no verdict hangs on it
@@ -174,3 +175,23 @@ def ask(
 
 def chat(text: str, **more: Any) -> Dict[str, Any]:
     return {"model": "vllm/echo", "messages": [{"role": "user", "content": text}], **more}
+
+
+@contextmanager
+def log_lines() -> Iterator[List[Dict[str, Any]]]:
+    lines: List[Dict[str, Any]] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(record.getMessage()))
+
+    logger = logging.getLogger("vllm_bridge.access")
+    handler = Collect()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -274,3 +274,18 @@ def threads_settle(before: int, seconds: float = 5.0) -> bool:
     while threading.active_count() > before and time.monotonic() < end:
         time.sleep(0.01)
     return threading.active_count() <= before
+
+
+def steps(transcript):
+    """Return the script of a server that answers with a transcript's bytes, framed and ended as recorded."""
+    head = [transcript.status_line] + ["%s: %s" % tuple(pair) for pair in transcript.headers]
+    script = ["request"]
+    if transcript.status_line:
+        script.append(("\r\n".join(head) + "\r\n\r\n").encode())
+        chunked = ["transfer-encoding", "chunked"] in transcript.headers
+        script += [chunk(frame) if chunked else frame for frame in transcript.frames]
+        if transcript.end == "chunked terminator":
+            script.append(b"0\r\n\r\n")
+    if transcript.end == "recorder timeout":
+        script.append("hold")
+    return script + (["rst"] if "RST" in transcript.end else [])

@@ -20,8 +20,8 @@ import pytest
 
 from faces import LONG, Address, ask, chat, own, until
 from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, completion, event
-from test_gateway_server import HOSTILE
-from vllm_bridge.config import ProviderConfig
+from requests_by_hand import HOSTILE
+from vllm_bridge.config.settings import ProviderConfig
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway import request as request_module

@@ -28,9 +28,9 @@ from vllm_bridge import (
     RateLimitError,
     ResponseDecodeError,
     VLLMProvider,
-    reply,
 )
-from vllm_bridge.stream import Limits
+from vllm_bridge.client import reply
+from vllm_bridge.client.stream import Limits
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 SILENCE = 0.1  # seconds that the provider waits for a byte where silence is the fault; else PATIENCE

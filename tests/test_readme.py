@@ -147,7 +147,7 @@ def test_every_block_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("block", named("json"))
 def test_json(block: Block) -> None:
-    from vllm_bridge.config_file import loads
+    from vllm_bridge.config.file import loads
 
     if "providers" in json.loads(block.code):
         assert loads(block.code, environ={"GPU_KEY": "secret"}).provider.keys

@@ -254,7 +254,7 @@ def test_the_parts_of_a_suite_are_files_that_are_there(monkeypatch: pytest.Monke
     parts = importlib.import_module("suite")
     names = parts.WAITING + parts.STARTING
     assert len(names) == len(set(names))
-    assert all((ROOT / "tests" / ("test_%s.py" % name)).exists() for name in names)
+    assert all((ROOT / "tests" / (name + ".py")).exists() for name in names)
 
 
 @needs_coverage

@@ -17,15 +17,13 @@ import pytest
 
 from faces import LONG, Address, ask, chat, own
 from scripted import SSE_HEAD, Scripted, answer, chunk, completion, event
-from test_transport import authority, needs_openssl, tls
+from certificates import needs_openssl, tls
 from vllm_bridge import VLLMProvider
-from vllm_bridge.config import ProviderConfig
+from vllm_bridge.config.settings import ProviderConfig
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.errors import BridgeError, ConfigError
 from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway.settings import SETTINGS, Settings, read
-
-__all__ = ["authority"]  # a fixture
 
 CHAT = "/v1/chat/completions"
 UPSTREAM = "sk-upstream-3fGh56789"

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import wire
-from scripted import Scripted, answer, chunk
+from scripted import Scripted, answer, steps
 
 from vllm_bridge import (
     APIConnectionError,
@@ -19,11 +19,11 @@ from vllm_bridge import (
     ResponseDecodeError,
     VLLMProvider,
 )
-from vllm_bridge.chat import ChatAccumulator, normalise
-from vllm_bridge.chunks import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
+from vllm_bridge.api.chat import ChatAccumulator, normalise
+from vllm_bridge.api.decoding import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
 from vllm_bridge.errors import class_for_status, payload_error
 from vllm_bridge.sse import EventDecoder, iter_events
-from vllm_bridge.text import CompletionAccumulator
+from vllm_bridge.api.completions import CompletionAccumulator
 
 LONG = bool(os.environ.get("VLLM_BRIDGE_LONG"))
 OPERATIONS = {
@@ -48,21 +48,6 @@ def operation_of(transcript):
     operation = OPERATIONS.get(request["path"]) if right else None
     failed = transcript.status_line and transcript.status >= 300 and request["method"] not in ("HEAD", "OPTIONS")
     return operation or ("chat_completion" if failed else None)
-
-
-def steps(transcript):
-    """Return the script of a server that answers with a transcript's bytes, framed and ended as recorded."""
-    head = [transcript.status_line] + ["%s: %s" % tuple(pair) for pair in transcript.headers]
-    script = ["request"]
-    if transcript.status_line:
-        script.append(("\r\n".join(head) + "\r\n\r\n").encode())
-        chunked = ["transfer-encoding", "chunked"] in transcript.headers
-        script += [chunk(frame) if chunked else frame for frame in transcript.frames]
-        if transcript.end == "chunked terminator":
-            script.append(b"0\r\n\r\n")
-    if transcript.end == "recorder timeout":
-        script.append("hold")
-    return script + (["rst"] if "RST" in transcript.end else [])
 
 
 def fields_of(transcript, operation):

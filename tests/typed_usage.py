@@ -6,7 +6,7 @@ Each ``type: ignore[...]`` is an assertion too: under --strict an ignore that is
 from typing import List, Optional, Union
 
 from vllm_bridge import APIStatusError, BridgeError, IncompleteStreamError, Record, Stream, VLLMProvider
-from vllm_bridge.records import (
+from vllm_bridge.api.records import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatMessage,

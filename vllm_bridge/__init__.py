@@ -6,8 +6,8 @@
 
 import logging
 
-from .caller import Trace
-from .config import Key, NetworkConfig, ProviderConfig, ProxyConfig
+from .client.call import Trace
+from .config.settings import Key, NetworkConfig, ProviderConfig, ProxyConfig
 from .errors import (
     APIConnectionError,
     APIStatusError,
@@ -27,9 +27,9 @@ from .errors import (
     UnsupportedOperationError,
 )
 from .provider import BaseOpenAIProvider
-from .records import Record
-from .reply import Cancellation
-from .stream import Stream
+from .api.records import Record
+from .client.reply import Cancellation
+from .client.stream import Stream
 from .version import __version__
 from .vllm import VLLMProvider
 

@@ -3,13 +3,13 @@
 import copy
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
 
-from . import text
-from .caller import Caller, Options, Trace, Wire
-from .chunks import ChatChunks, CompletionChunks, ResponsesReader, Tally, TranscriptionReader
-from .config import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
+from .api import completions
+from .client.call import Caller, Options, Trace, Wire
+from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, Tally, TranscriptionReader
+from .config.settings import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
 from .errors import BadRequestError, ConfigError, UnsupportedOperationError
-from .fields import number, whole
-from .records import (
+from .config.validate import number, whole
+from .api.records import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
@@ -22,9 +22,9 @@ from .records import (
     Transcription,
     TranscriptionEvent,
 )
-from .reply import Cancellation, Reply
-from .stream import Reader, Stream
-from .wire import as_written, merged, object_of, to_json
+from .client.reply import Cancellation, Reply
+from .client.stream import Reader, Stream
+from .api.body import as_written, merged, object_of, to_json
 
 __all__ = ["BaseOpenAIProvider", "unsupported"]
 
@@ -145,7 +145,7 @@ class BaseOpenAIProvider:
     def chat_completion_stream(self, /, **wire: Any) -> Stream[ChatCompletionChunk]:
         """Complete a chat chunk by chunk; the last chunk carries ``usage``."""
         body = self._body("chat_completion_stream", wire)
-        count = text.expected_choices(body)
+        count = completions.expected_choices(body)
         return self._stream("chat_completion", body, lambda: ChatChunks(count))
 
     def text_completion(self, /, **wire: Any) -> Completion:
@@ -155,7 +155,7 @@ class BaseOpenAIProvider:
     def text_completion_stream(self, /, **wire: Any) -> Stream[Completion]:
         """Continue a text chunk by chunk; the last chunk carries ``usage``."""
         body = self._body("text_completion_stream", wire)
-        count = text.expected_choices(body)
+        count = completions.expected_choices(body)
         return self._stream("text_completion", body, lambda: CompletionChunks(count))
 
     def embedding(self, /, **wire: Any) -> EmbeddingList:
@@ -167,7 +167,7 @@ class BaseOpenAIProvider:
 
         With ``return_documents=True`` each result carries the caller's own document.
         """
-        from .rerank import convert, prepare
+        from .api.rerank import convert, prepare
 
         given = self._body("rerank", wire)
         body = prepare(given)
@@ -186,14 +186,14 @@ class BaseOpenAIProvider:
 
     def list_models(self, /) -> ModelList:
         """List the models of all servers, without their duplicates."""
-        from .model_list import collect
+        from .client.models import collect
 
         return collect(self._caller, self._options)
 
     def transcription(self, /, **wire: Any) -> Transcription:
         """Turn speech into text: ``file`` is a path, bytes, a binary file, or (filename, content, content type)."""
-        from .form import Form
-        from .transcription import result
+        from .api.form import Form
+        from .api.audio import result
 
         given = self._body("transcription", wire)
         with Form(given) as form:
@@ -204,7 +204,7 @@ class BaseOpenAIProvider:
 
     def transcription_stream(self, /, **wire: Any) -> Stream[TranscriptionEvent]:
         """Turn speech into text piece by piece: ``transcript.text.delta`` events, then one ``transcript.text.done``."""
-        from .form import Form
+        from .api.form import Form
 
         given = self._body("transcription_stream", wire)
         given["stream"] = True
@@ -277,7 +277,7 @@ class BaseOpenAIProvider:
 
         The last one is ``data: [DONE]``. The usage chunk goes out only if the body asks for it. `data`: see `forward`.
         """
-        from .frames import Frames
+        from .api.forwarding import Frames
 
         asked = body.get("stream_options")
         given = type(asked) is dict or isinstance(asked, Mapping)  # the second is slow
@@ -285,7 +285,7 @@ class BaseOpenAIProvider:
         wire = self._body(operation + "_stream", dict(body))
         if given and isinstance(wire.get("stream_options"), dict):
             wire["stream_options"]["include_usage"] = True
-        count = text.expected_choices(wire)
+        count = completions.expected_choices(wire)
         tally = self._options.trace or Tally()
         return self._stream(operation, as_written(wire, body, data), lambda: Frames(count, usage, tally))
 

@@ -3,14 +3,16 @@
 import logging
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, TypeVar
 
-from . import chat, embedding, text
-from .caller import Wire
+from .api import chat
+from .api import embeddings
+from .api import completions
+from .client.call import Wire
 from .errors import APIStatusError, BridgeError, NotFoundError
 from .provider import PATHS, BaseOpenAIProvider
-from .records import EmbeddingList, Response, ResponseEvent
-from .reply import Reply
-from .stream import Reader, Stream
-from .wire import object_of, to_json
+from .api.records import EmbeddingList, Response, ResponseEvent
+from .client.reply import Reply
+from .client.stream import Reader, Stream
+from .api.body import object_of, to_json
 
 __all__ = ["VLLMProvider"]
 
@@ -35,18 +37,18 @@ class VLLMProvider(BaseOpenAIProvider):
         is cheaper to read.
         """
         given = self._body("embedding", wire)
-        body = given if self._caller.lacks_base64 else embedding.prepare(given)
+        body = given if self._caller.lacks_base64 else embeddings.prepare(given)
         if body is given:
             return self._record(EmbeddingList, "embedding", given)
         model = body.get("model")
         try:
             reply = self._reply("embedding", body, model if isinstance(model, str) else None)
         except APIStatusError as error:
-            if not embedding.falls_back(error):
+            if not embeddings.falls_back(error):
                 raise
             self._caller.lacks_base64 = True
             return self._record(EmbeddingList, "embedding", given)
-        payload = reply.read(lambda: embedding.converted(object_of(reply.body)))
+        payload = reply.read(lambda: embeddings.converted(object_of(reply.body)))
         return self._finished(EmbeddingList(payload), body, reply)
 
     def responses(self, /, **wire: Any) -> Response:
@@ -74,7 +76,7 @@ class VLLMProvider(BaseOpenAIProvider):
                 return super().responses_stream(**body)
             except APIStatusError as error:
                 self._go_over_chat(error)
-        from .responses import iter_events
+        from .api.responses import iter_events
 
         body.pop("stream", None)
         chat_body, context = self._to_chat(body)
@@ -96,7 +98,7 @@ class VLLMProvider(BaseOpenAIProvider):
 
     def _over_chat(self, body: Dict[str, Any]) -> Tuple[Dict[str, Any], Reply, Response]:
         """Return the chat request for a Responses request, the server's reply to it, and the Response made of that."""
-        from .responses import from_chat
+        from .api.responses import from_chat
 
         chat_body, context = self._to_chat(body)
         reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
@@ -117,7 +119,7 @@ class VLLMProvider(BaseOpenAIProvider):
         self._caller.lacks_responses = True
 
     def _to_chat(self, body: Dict[str, Any]) -> Tuple[Dict[str, Any], Any]:
-        from .responses import to_chat
+        from .api.responses import to_chat
 
         chat_body, context = to_chat(body)
         for warning in context.warnings:
@@ -128,14 +130,14 @@ class VLLMProvider(BaseOpenAIProvider):
         if operation.startswith("chat_completion"):
             return chat.prepare(body)
         if operation.startswith("text_completion"):
-            return text.prepare(body)
+            return completions.prepare(body)
         return body
 
     def _adapted(self, operation: str, payload: Dict[str, Any]) -> Dict[str, Any]:
         if operation == "chat_completion":
             return chat.normalise(payload)
         if operation == "text_completion":
-            return text.normalise(payload)
+            return completions.normalise(payload)
         return payload
 
     def _needs_reading(self, operation: str, body: bytes) -> bool:
@@ -160,7 +162,7 @@ class VLLMProvider(BaseOpenAIProvider):
 
     def _rerank_elsewhere(self, body: Wire, model: Optional[str], first: APIStatusError) -> Reply:
         """Try ``/rerank``, where older deployments have it; the first error stands if it is not there either."""
-        from .rerank import falls_back
+        from .api.rerank import falls_back
 
         if not falls_back(first):
             raise self._explained("rerank", first) from None
@@ -186,7 +188,7 @@ class VLLMProvider(BaseOpenAIProvider):
 
     def _models_at(self, url: Optional[str]) -> Any:
         """Return the ids of the models at the server that answered, as far as it tells."""
-        from .model_list import PATH
+        from .client.models import PATH
 
         for key in self._caller.ring.keys:
             if url is not None and key.url is not None and url.startswith(key.url + "/"):

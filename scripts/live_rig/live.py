@@ -124,7 +124,8 @@ def pytest(found: Dict[str, Any], arguments: Sequence[str], without: Sequence[st
     env = dict(os.environ, VLLM_BRIDGE_LIVE=json.dumps(found), PYTHONPATH=str(ROOT), PYTHONDONTWRITEBYTECODE="1")
     env.pop("VLLM_BASE_URL", None)         # the tests name the servers themselves
     env.pop("VLLM_API_KEY", None)
-    command = [environment.client_python(), "-m", "pytest", "-q", "-rs", "--durations=5", "-p", "no:cacheprovider"]
+    command = [environment.client_python(), "-m", "pytest", "-q", "-rs", "--durations=5", "-p", "no:cacheprovider",
+               "--import-mode=prepend", "-o", "pythonpath="]   # the live tests share a conftest and cases by name
     targets = [str(ROOT / "tests" / "live" / name) for name in files]
     process = subprocess.Popen(command + list(arguments) + targets, cwd=str(ROOT), env=env)
     try:

@@ -3,7 +3,10 @@
 import json
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import audio, chat, completions, pooling
+from . import audio
+from . import chat
+from . import completions
+from . import pooling
 from .directives import Plan, parse
 from .refusal import Refusal, invalid, problem, missing, plain_bad_request, unknown_model, unreadable
 from .reply import Reply, check, refused

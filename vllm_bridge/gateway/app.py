@@ -7,7 +7,7 @@ import time
 from http.client import responses as _PHRASES
 from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, TypeVar
 
-from .. import transcription
+from ..api import audio
 from ..errors import (
     APIConnectionError,
     APIStatusError,
@@ -21,17 +21,17 @@ from ..errors import (
     error_to_payload,
     http_status,
 )
-from ..formdata import MultipartReader
-from ..model_field import replaced, stands_once
+from ..http1.formdata import MultipartReader
+from ..api.model_field import replaced, stands_once
 from ..provider import BaseOpenAIProvider
 from ..version import __version__
 from ..vllm import VLLMProvider
-from ..wire import to_json
+from ..api.body import to_json
 from . import metrics
 from .accounts import Accounts
-from .body import BodyError
+from ..server.body import BodyError
 from .disconnect import Watcher
-from .doors import Doors
+from .authentication import Doors
 from .operations import OPERATIONS, Answer, Asked, Opened, Operation
 from .privacy import Privacy
 from .relay import Relay, internal_error
@@ -216,7 +216,7 @@ class Gateway:
         try:
             for block in request.blocks(self.settings.max_body):
                 reader.feed(block)
-            body = transcription.from_form(reader.finish())
+            body = audio.from_form(reader.finish())
             return self._carried_out(request, OPERATIONS[request.operation], body, None)
         finally:
             reader.close()

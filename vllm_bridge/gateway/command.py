@@ -38,6 +38,6 @@ def run(namespace: "Namespace") -> int:
     except ConfigError as error:
         print("vllm-bridge: %s" % error.message, file=sys.stderr)
         return 2
-    from .serve import serve
+    from .run import serve
 
     return serve(settings)

@@ -4,7 +4,7 @@ import threading
 from bisect import bisect_left
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from .board import Board, Series
+from ..server.board import Board, Series
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 

@@ -4,13 +4,13 @@ import re
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from ..errors import BadRequestError, error_from_payload
-from ..formdata import CONTROLS
-from ..frames import DONE, Tally
+from ..http1.formdata import CONTROLS
+from ..api.forwarding import DONE, Tally
 from ..provider import BaseOpenAIProvider
-from ..reply import Reply
+from ..client.reply import Reply
 from ..sse import encode
-from ..stream import Stream
-from ..wire import object_of, to_json
+from ..client.stream import Stream
+from ..api.body import object_of, to_json
 
 __all__ = ["Answer", "Asked", "OPERATIONS", "Operation", "Opened"]
 
@@ -175,7 +175,7 @@ class _EventFrames:
     """Events of the Responses API with their types in ``event:`` lines."""
 
     def __init__(self, events: Iterator[Body], tally: Tally) -> None:
-        from ..responses import PartialResponse  # a gateway that is asked for chats alone does without
+        from ..api.responses import PartialResponse  # a gateway that is asked for chats alone does without
 
         self._events = events
         self._tally = tally

@@ -3,7 +3,7 @@
 from typing import List, Tuple
 from urllib.parse import urlsplit
 
-from ..config import ProviderConfig
+from ..config.settings import ProviderConfig
 
 __all__ = ["Privacy"]
 

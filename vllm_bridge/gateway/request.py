@@ -7,9 +7,9 @@ import sys
 import time
 from typing import Any, Dict, Iterator, Optional
 
-from ..caller import Trace
+from ..client.call import Trace
 from ..errors import APIStatusError, BadRequestError
-from ..reply import Cancellation
+from ..client.reply import Cancellation
 
 __all__ = ["Request", "bare_model", "object_in"]
 

@@ -6,8 +6,9 @@
 import os
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from .. import config_file, fields
-from ..config import Key, ProviderConfig
+from ..config import file as config_file
+from ..config import validate
+from ..config.settings import Key, ProviderConfig
 from ..errors import ConfigError
 
 __all__ = ["SETTINGS", "Setting", "Settings", "is_local", "read"]
@@ -31,30 +32,30 @@ _RENAMED = {"allowed_origins": "allowed_origin", "api_keys": "api_key", "max_req
 
 
 def _text(value: Any, path: str) -> str:
-    found = fields.text(value, path).strip()
+    found = validate.text(value, path).strip()
     if not found:
         raise ConfigError("%s: must not be empty" % path)
     return found
 
 
 def _number(value: Any, path: str) -> float:
-    return fields.number(_plain(value, float), path)
+    return validate.number(_plain(value, float), path)
 
 
 def _positive(value: Any, path: str) -> float:
-    return fields.number(_plain(value, float), path, positive=True)
+    return validate.number(_plain(value, float), path, positive=True)
 
 
 def _port(value: Any, path: str) -> int:
-    return fields.whole(_plain(value, int), path, most=65535)
+    return validate.whole(_plain(value, int), path, most=65535)
 
 
 def _count(value: Any, path: str) -> int:
-    return fields.whole(_plain(value, int), path, least=1)
+    return validate.whole(_plain(value, int), path, least=1)
 
 
 def _switch(value: Any, path: str) -> bool:
-    return fields.flag(_WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value, path)
+    return validate.flag(_WORDS.get(value.strip().lower(), value) if isinstance(value, str) else value, path)
 
 
 def _native(value: Any, path: str) -> Union[bool, str]:
@@ -63,7 +64,7 @@ def _native(value: Any, path: str) -> Union[bool, str]:
 
 def _log_format(value: Any, path: str) -> str:
     if value not in ("text", "json"):
-        raise fields.wrong(path, "text or json", value)
+        raise validate.wrong(path, "text or json", value)
     return str(value)
 
 
@@ -141,7 +142,7 @@ class Settings:
         if not (self.api_keys or self.insecure or is_local(self.host)):
             raise ConfigError(
                 "host: %s can be reached from other machines; give an api_key or an api_key_file for the clients, "
-                "or insecure to serve everybody" % fields.quoted(self.host)
+                "or insecure to serve everybody" % validate.quoted(self.host)
             )
 
     def __repr__(self) -> str:
@@ -201,7 +202,7 @@ def _from_environment(environ: Mapping[str, str]) -> _Given:
 def _from_file(client: Dict[str, Any], environ: Mapping[str, str]) -> _Given:
     allowed = [setting.name for setting in SETTINGS if setting.name != "config"] + list(_RENAMED)
     chosen: Dict[str, Tuple[str, Any]] = {}
-    for label in fields.known(client, allowed, _OTHERS, "client"):
+    for label in validate.known(client, allowed, _OTHERS, "client"):
         name = _RENAMED.get(label, label)
         if name in chosen:
             raise ConfigError("client.%s: is the same setting as %s; keep one" % (label, chosen[name][0]))
@@ -221,8 +222,8 @@ def _from_file(client: Dict[str, Any], environ: Mapping[str, str]) -> _Given:
 
 def _filled(value: Any, path: str, environ: Mapping[str, str], secret: bool) -> Any:
     if isinstance(value, (list, tuple)):
-        return [fields.env_text(item, path, environ, secret=secret) for item in value]
-    return fields.env_text(value, path, environ, secret=secret)
+        return [validate.env_text(item, path, environ, secret=secret) for item in value]
+    return validate.env_text(value, path, environ, secret=secret)
 
 
 def _flag_path(name: str) -> str:
@@ -238,13 +239,13 @@ def _checked(setting: Setting, value: Any, path_of: Callable[[str], str]) -> Any
     if not setting.many:
         return _one(setting, value, path)
     if not isinstance(value, (list, tuple)):
-        raise fields.wrong(path, "a list", value, setting.secret)
+        raise validate.wrong(path, "a list", value, setting.secret)
     return tuple(_one(setting, item, path) for item in value)
 
 
 def _one(setting: Setting, value: Any, path: str) -> Any:
     if setting.secret:
-        found = fields.header_text(fields.text(value, path, secret=True).strip(), path)
+        found = validate.header_text(validate.text(value, path, secret=True).strip(), path)
         if not found:
             raise ConfigError("%s: must not be empty" % path)
         return found
@@ -260,11 +261,11 @@ def _api_keys(given: _Given, environ: Mapping[str, str]) -> Tuple[str, ...]:
                 lines = file.read().decode("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise ConfigError("%s: cannot read %s: %s" % (path, fields.quoted(name), reason)) from None
+            raise ConfigError("%s: cannot read %s: %s" % (path, validate.quoted(name), reason)) from None
         found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         if not found:
-            raise ConfigError("%s: there is no key in %s" % (path, fields.quoted(name)))
-        keys += [fields.header_text(key, path) for key in found]
+            raise ConfigError("%s: there is no key in %s" % (path, validate.quoted(name)))
+        keys += [validate.header_text(key, path) for key in found]
     return tuple(dict.fromkeys(keys))
 
 
@@ -287,7 +288,7 @@ def _provider(provider: Optional[ProviderConfig], given: _Given, environ: Mappin
         path, urls = given["upstream"]
         secret = given["upstream_key"][1] if "upstream_key" in given else environ.get("VLLM_API_KEY", "").strip()
         changes["keys"] = [
-            Key(secret, url=fields.normalise_base_url(url, path), path=path, environ=environ) for url in urls
+            Key(secret, url=validate.normalise_base_url(url, path), path=path, environ=environ) for url in urls
         ]
     elif "upstream_key" in given:
         if config.keys:

@@ -1,0 +1,318 @@
+"""Transcription forms, replies and streams, against SPEC §7, WIRE.md §10 and the transcripts audio_*."""
+
+import io
+import json
+import pathlib
+
+import pytest
+
+import wire
+from vllm_bridge.api import audio as transcription
+from vllm_bridge.errors import BadRequestError, IncompleteStreamError, ResponseDecodeError
+from vllm_bridge.http1.formdata import Part
+from vllm_bridge.http1.multipart import MultipartBody
+
+WAV = b"RIFF\x24\x00\x00\x00WAVEfmt " + b"\x00" * 20
+
+
+def fields(**asked):
+    return transcription.prepare(dict({"file": WAV}, **asked))[0]
+
+
+def part(file):
+    return transcription.prepare({"file": file})[1]
+
+
+# ---------------------------------------------------------------- request
+
+
+def test_fields_stand_in_the_order_of_the_specification():
+    got = fields(stream=True, include=["logprobs", "usage"], zeta="z", temperature=0.2, response_format="json",
+                 timestamp_granularities=["word", "segment"], prompt="p", language="en", model="whisper", seed=1)
+    assert got == [
+        ("model", "whisper"), ("language", "en"), ("prompt", "p"), ("response_format", "json"),
+        ("temperature", "0.2"), ("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment"),
+        ("include[]", "logprobs"), ("include[]", "usage"), ("zeta", "z"), ("seed", "1"), ("stream", "true"),
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in wire.names("audio_") if "_err_" not in name])
+def test_recorded_forms_are_made_again(name):
+    sent = wire.load(name).request["body"]["multipart_fields"]
+    got, _ = transcription.prepare(dict([tuple(pair) for pair in sent], file=WAV))
+    assert sorted(got) == sorted(tuple(pair) for pair in sent)
+
+
+@pytest.mark.parametrize("value, text", [
+    (True, "true"), (False, "false"), (0.0, "0"), (0.2, "0.2"), (1.0, "1"), (1e-7, "1e-07"),
+    (0.1234567890123, "0.1234567890123"), (3, "3"), (10 ** 20, "100000000000000000000"), ("é", "é"), ("", ""),
+    ({"a": "é", "b": [1, None]}, '{"a": "é", "b": [1, null]}'), (b"\xc3\xa9", "é"),
+])
+def test_values_as_text(value, text):
+    assert fields(x=value) == [("x", text)]
+
+
+def test_lists_repeat_and_none_is_omitted():
+    assert fields(language=None, x=["a", None, 2], y=[], z=({"k": 1},)) == [("x", "a"), ("x", "2"), ("z", '{"k": 1}')]
+    assert fields(timestamp_granularities="word") == [("timestamp_granularities[]", "word")]
+    assert fields(**{"include[]": ["a", "b"]}) == [("include[]", "a"), ("include[]", "b")]
+
+
+@pytest.mark.parametrize("value", [object(), b"\xff", {"k": object()}])
+def test_values_that_no_form_can_carry(value):
+    with pytest.raises(BadRequestError, match="^x cannot be sent as a form field") as caught:
+        fields(x=value)
+    assert caught.value.param == "x"
+
+
+def test_a_path_is_named_but_not_opened(tmp_path):
+    missing = tmp_path / "talk.MP3"
+    for given in (str(missing), missing):
+        got = part(given)
+        assert (got.path, got.content, got.filename, got.content_type) == (
+            str(missing), None, "talk.MP3", "audio/mpeg")
+    missing.write_bytes(b"ID3....")
+    with open(got.path, "rb") as file:
+        opened = got.opened(file)
+        assert opened.content is file and opened.path is None
+        assert b'filename="talk.MP3"' in MultipartBody([], opened).read()
+
+
+@pytest.mark.parametrize("file, filename, content_type", [
+    ((("a.flac"), b"x"), "a.flac", "audio/flac"),
+    (("a.bin", b"x", "audio/x-own"), "a.bin", "audio/x-own"),
+    (("noext", bytearray(b"x"), None), "noext", "application/octet-stream"),
+    (("a.wav", io.BytesIO(b"x"), "", {}), "a.wav", ""),
+    ((None, pathlib.Path("dir/b.ogg")), "b.ogg", "audio/ogg"),
+    (memoryview(b"x"), None, None),
+    (io.BytesIO(b"x"), None, None),
+])
+def test_the_ways_to_give_a_file(file, filename, content_type):
+    got = part(file)
+    assert (got.name, got.filename, got.content_type) == ("file", filename, content_type)
+
+
+class Named(io.BytesIO):
+    def __init__(self, name):
+        super().__init__(b"x")
+        self.name = name
+
+
+@pytest.mark.parametrize("name, filename", [
+    ("/x/y/a.webm", "a.webm"), (b"/x/b.wav", "b.wav"), ("<stdin>", None), (3, None), ("/x/", None)])
+def test_the_name_of_an_open_file(name, filename):
+    assert part(Named(name)).filename == filename
+
+
+def test_headers_of_openai_s_tuple_are_sent():
+    got = part(("a.wav", b"x", "audio/wav", {"X-Own": "1"}))
+    assert b"Content-Type: audio/wav\r\nX-Own: 1\r\n\r\nx\r\n" in MultipartBody([], got).read()
+
+
+@pytest.mark.parametrize("file, message", [
+    (None, "file is required"), (5, "binary file object, got int"), (("a",), "file as a tuple"),
+    (("a", None), "file is required"), (("a", "b", "c", {}, 1), "file as a tuple")])
+def test_files_that_are_none(file, message):
+    with pytest.raises(BadRequestError, match="(?i)" + message.replace("(", r"\(")) as caught:
+        part(file)
+    assert caught.value.param == "file"
+
+
+# First bytes: RIFF and FLAC specifications, RFC 3533 (Ogg), Matroska's EBML header, ISO 14496-12, ID3v2, ISO 11172-3.
+@pytest.mark.parametrize("head, guessed", [
+    (WAV, ("audio.wav", "audio/wav")),
+    (b"RF64\xff\xff\xff\xffWAVE", ("audio.wav", "audio/wav")),
+    (b"ID3\x04\x00", ("audio.mp3", "audio/mpeg")),
+    (b"\xff\xfb\x90\x64", ("audio.mp3", "audio/mpeg")),
+    (b"fLaC\x00\x00", ("audio.flac", "audio/flac")),
+    (b"OggS\x00\x02", ("audio.ogg", "audio/ogg")),
+    (b"\x1aE\xdf\xa3\x01", ("audio.webm", "audio/webm")),
+    (b"\x00\x00\x00 ftypM4A ", ("audio.m4a", "audio/mp4")),
+    (b"\xff\xf1\x50\x80", ("audio", "application/octet-stream")),  # AAC in ADTS: the layer is 0
+    (b"RIFF\x00\x00\x00\x00AVI ", ("audio", "application/octet-stream")),
+    (b"\xff", ("audio", "application/octet-stream")),
+    (b"", ("audio", "application/octet-stream")),
+])
+def test_names_from_the_first_bytes(head, guessed):
+    assert transcription.guess_name(head) == guessed
+    sent = MultipartBody([], part(head)).read()
+    assert ('filename="%s"\r\nContent-Type: %s\r\n' % guessed).encode() in sent
+
+
+# ---------------------------------------------------------------- a received form
+
+
+def test_every_field_of_a_form_is_kept():
+    file = io.BytesIO(WAV)
+    form = [Part("model", None, None, b"w"), Part("x", None, None, b"1"), Part("file", "a.wav", "audio/wav", file),
+            Part("x", None, None, b"2"), Part("x", None, None, b"3"), Part("include[]", None, None, b"a"),
+            Part("stream", None, None, b"True")]
+    got = transcription.from_form(form)
+    assert got == {"model": "w", "x": ["1", "2", "3"], "file": ("a.wav", file, "audio/wav"), "include[]": "a",
+                   "stream": True}
+    assert transcription.prepare(got)[0] == [("model", "w"), ("x", "1"), ("x", "2"), ("x", "3"), ("include[]", "a"),
+                                             ("stream", "true")]
+
+
+def test_a_form_that_says_nothing_of_streaming():
+    assert transcription.from_form([Part("model", None, None, b"w")]) == {"model": "w"}
+
+
+@pytest.mark.parametrize("word, value", [(b"0", False), (b"no", False), (b" on", True), (b"maybe", "maybe")])
+def test_stream_is_read_as_vllm_reads_it(word, value):
+    assert transcription.from_form([Part("stream", None, None, word)])["stream"] == value
+
+
+@pytest.mark.parametrize("form, message", [
+    ([Part("file", None, None, b"/etc/passwd")], "file must be an uploaded file"),
+    ([Part("prompt", "a.txt", None, io.BytesIO())], "only file may be an uploaded file"),
+    ([Part("file", "a", None, io.BytesIO()), Part("file", "b", None, io.BytesIO())], "more than once"),
+    ([Part("model", None, None, b"\xff")], "not UTF-8"),
+])
+def test_forms_that_are_refused(form, message):
+    with pytest.raises(BadRequestError, match=message) as caught:
+        transcription.from_form(form)
+    assert caught.value.param == form[-1].name
+
+
+# ---------------------------------------------------------------- reply
+
+
+@pytest.mark.parametrize("name", [name for name in wire.names("audio_") if wire.load(name).status == 200
+                                  and not wire.load(name).streams])
+def test_recorded_replies_come_back_whole(name):
+    transcript = wire.load(name)
+    asked = dict(map(tuple, transcript.request["body"]["multipart_fields"])).get("response_format")
+    assert transcription.result(transcript.body, transcript.content_type, asked) == transcript.json
+
+
+def test_odd_json_is_kept_as_it_is():
+    sent = {"task": "transcribe", "duration": "2.0", "text": "x", "segments": [{"no_speech_prob": None}]}
+    for content_type in ("application/json; charset=utf-8", "application/problem+json", "text/plain", ""):
+        assert transcription.result(json.dumps(sent).encode(), content_type, "verbose_json") == sent
+    assert transcription.result(b"\xef\xbb\xbf{}", "application/json") == {}
+    assert transcription.result(b'{"text": "a"}', "text/plain", ["text", "text"]) == {"text": "a"}
+    assert transcription.result(b'" words"', "application/json", "text") == {"text": " words"}
+
+
+@pytest.mark.parametrize("body, content_type, asked", [
+    (b"1\n00:00:00,000 --> 00:00:01,000\nHello\n\n", "text/plain; charset=utf-8", "srt"),
+    (b"WEBVTT\n\n00:00.000 --> 00:01.000\nHello\n", "text/vtt", "vtt"),
+    (b"{braces} are words here", "text/plain", "text"),
+    (b"Hello\n", "", "text"),
+    (b"", "text/plain", "text"),
+    ("Grüße".encode(), "text/plain", None),
+])
+def test_text_becomes_text(body, content_type, asked):
+    assert transcription.result(body, content_type, asked) == {"text": body.decode()}
+
+
+@pytest.mark.parametrize("body, content_type, asked, message", [
+    (b"<!doctype html><p>hi", "text/html", "text", "HTML response"),
+    (b" <html>", "text/plain", "json", "HTML response"),
+    (b"", "application/json", "json", "not JSON"),
+    (b"{", "application/json", "json", "not JSON"),
+    (b"[" * 100000, "application/json", "json", "not JSON"),
+    (b"words", "application/octet-stream", None, "not JSON"),
+    (b"[1]", "application/json", "json", "must be an object, got list"),
+    (b"caf\xe9", "text/plain", "text", "not UTF-8: byte 3"),
+])
+def test_replies_that_are_none(body, content_type, asked, message):
+    with pytest.raises(ResponseDecodeError, match=message):
+        transcription.result(body, content_type, asked)
+
+
+# ---------------------------------------------------------------- stream
+
+
+def run(chunks):
+    machine = transcription.TranscriptionEvents()
+    events = [event for chunk in chunks for event in machine.feed(chunk)]
+    return machine, events, machine.finish()
+
+
+def recorded_text(payloads):
+    return "".join(choice["delta"]["content"] for payload in payloads for choice in payload["choices"])
+
+
+@pytest.mark.parametrize("name", [name for name in wire.names("audio_") if wire.load(name).streams
+                                  and wire.load(name).status == 200])
+def test_recorded_streams(name):
+    payloads = wire.load(name).payloads
+    if not all("choices" in payload for payload in payloads):
+        pytest.skip("an error stream")
+    machine, events, done = run(payloads)
+    assert {event["type"] for event in events} <= {"transcript.text.delta"}
+    assert "".join(event["delta"] for event in events) == recorded_text(payloads) == done[0]["text"]
+    assert [event["type"] for event in done] == ["transcript.text.done"]
+    assert done[0].get("usage") == payloads[-1].get("usage")
+    assert done[0]["id"] == payloads[0]["id"] and done[0]["model"] == "whisper"
+    assert machine.finish() == []
+
+
+def test_a_stop_ends_only_its_segment():
+    payloads = wire.load("audio_65s_stream").payloads
+    assert sum(choice.get("finish_reason") == "stop" for p in payloads for choice in p["choices"]) == 3
+    machine, _, done = run(payloads)
+    assert done[0]["text"].count("Goodbye.") == 3
+    assert done[0]["usage"] == {"prompt_tokens": 6504, "total_tokens": 6522, "completion_tokens": 18}
+    assert done[0]["finish_reason"] == "stop" and machine.ended
+    assert not run(payloads[:-1])[0].ended
+
+
+def test_every_field_of_a_chunk_stands_on_its_event():
+    first = wire.load("audio_stream_continuous").payloads[0]
+    (event,) = transcription.TranscriptionEvents().feed(first)
+    assert event == {"type": "transcript.text.delta", "delta": " Hello", "id": first["id"], "model": "whisper",
+                     "created": first["created"], "usage": first["usage"]}
+    machine = transcription.TranscriptionEvents()
+    (event,) = machine.feed({"choices": [{"index": 0, "delta": {"content": "a", "role": "assistant"},
+                                          "logprobs": [1]}], "own": 2})
+    assert event == {"type": "transcript.text.delta", "delta": "a", "role": "assistant", "logprobs": [1], "own": 2}
+    machine.feed({"choices": [{"delta": {"content": None}, "finish_reason": "stop", "stop_reason": None, "odd": 3}]})
+    assert machine.finish() == [{"type": "transcript.text.done", "text": "a", "finish_reason": "stop",
+                                 "stop_reason": None, "own": 2, "odd": 3}]
+
+
+def test_a_cut_segment_is_not_hidden_by_the_next():
+    chunks = [{"choices": [{"delta": {"content": text}, "finish_reason": reason}]}
+              for text, reason in (("a", "stop"), ("b", "length"), ("c", "stop"))]
+    assert run(chunks)[2] == [{"type": "transcript.text.done", "text": "abc", "finish_reason": "length"}]
+
+
+def test_openai_s_events_are_taken_as_they_are():
+    segment = {"type": "transcript.text.segment", "id": "s", "text": "Hi"}
+    delta = {"type": "transcript.text.delta", "delta": "Hi", "logprobs": []}
+    machine, events, done = run([segment, delta, {"type": "transcript.text.done", "text": "Hi.", "usage": {"x": 1}}])
+    assert events == [segment, delta] and machine.ended
+    assert done == [{"type": "transcript.text.done", "text": "Hi.", "usage": {"x": 1}}]
+
+
+@pytest.mark.parametrize("chunks, text", [
+    ([{"type": "transcript.text.done", "text": "a"}, {"type": "transcript.text.done", "text": "b"}], "ab"),
+    ([{"type": "transcript.text.delta", "delta": "a"}, {"type": "transcript.text.delta", "delta": "b"},
+      {"type": "transcript.text.done", "text": "a"}, {"type": "transcript.text.done", "text": "b"}], "ab"),
+    ([{"type": "transcript.text.delta", "delta": "a"}, {"type": "transcript.text.done"}], "a"),
+    ([{"choices": [{"delta": {}}]}, {"choices": [{}]}, {"choices": None}, {}], ""),
+    ([], ""),
+])
+def test_exactly_one_done(chunks, text):
+    assert run(chunks)[2] == [{"type": "transcript.text.done", "text": text}]
+
+
+def test_an_abort_raises_with_what_arrived():
+    machine = transcription.TranscriptionEvents()
+    machine.feed({"choices": [{"delta": {"content": "half"}}]})
+    with pytest.raises(IncompleteStreamError) as caught:
+        machine.feed({"choices": [{"delta": {"content": " a"}, "finish_reason": "abort"}]})
+    assert caught.value.partial == {"text": "half a"}
+    assert machine.text == "half a"
+
+
+@pytest.mark.parametrize("chunk", [
+    [], "x", None, {"choices": {}}, {"choices": [1]}, {"choices": [{"delta": []}]},
+    {"choices": [{"delta": {"content": 5}}]}, {"type": "transcript.text.delta", "delta": 5},
+    {"type": "transcript.text.done", "text": []}])
+def test_chunks_of_another_shape(chunk):
+    with pytest.raises(ResponseDecodeError):
+        transcription.TranscriptionEvents().feed(chunk)

@@ -1,0 +1,242 @@
+"""A reply read from the wire: blocks, whole bodies, ends, and the handle that breaks calls off."""
+
+import threading
+import time
+
+import pytest
+import requests
+import urllib3
+
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk
+from vllm_bridge import (
+    APIConnectionError,
+    APITimeoutError,
+    BadRequestError,
+    Cancellation,
+    NetworkConfig,
+    NotFoundError,
+    RequestCancelledError,
+    ResponseDecodeError,
+)
+from vllm_bridge.client import reply
+from vllm_bridge.client.adapter import Exchange
+from vllm_bridge.config.settings import ProxyConfig
+from vllm_bridge.client.reply import Call, Reply, cancelled_error
+from vllm_bridge.client.session import Transport
+
+SECRET = "sk-secret-0123456789"
+
+
+@pytest.fixture(params=[True, False], ids=["lean", "urllib3"])
+def transport(request):
+    made = Transport(NetworkConfig(lean_http=request.param), ProxyConfig("none"))
+    yield made
+    made.close()
+
+
+def call_to(server, timeout=(5, 20), **settings):
+    headers = {"X-Request-Id": "r1", "Authorization": "Bearer " + SECRET}
+    return Call("POST", server.url + "/x", headers, b"{}", timeout, secret=SECRET, **settings)
+
+
+def test_neither_a_call_nor_a_reply_shows_its_headers(transport):
+    with Scripted(["request", answer(SECRET.encode())]) as server:
+        call = call_to(server)
+        complete = transport.send(call)
+    assert repr(call) == "Call(POST %s/x)" % server.url
+    assert repr(complete) == "Reply(200, 20 bytes from %s/x)" % server.url
+    assert call.request_id == complete.request_id == "r1"
+    assert (complete.status, complete.body, complete.content_type) == (200, SECRET.encode(), "application/json")
+
+
+def test_blocks_are_handed_on_as_they_come(transport):
+    steps = ["request", SSE_HEAD, chunk(b"one"), ("sleep", 0.2), chunk(b"two"), ("sleep", 0.2), LAST_CHUNK, "hold"]
+    with Scripted(steps) as server:
+        open_reply = transport.open(call_to(server))
+        assert [open_reply.read() for _ in range(3)] == [b"one", b"two", b""]
+        open_reply.finish()
+        open_reply.close()
+
+
+@pytest.mark.parametrize("status, body", [(200, b"hello"), (201, b"hello"), (204, b"")])
+def test_every_2xx_is_a_success(transport, status, body):
+    with Scripted(["request", answer(body, "%d Fine" % status)]) as server:
+        assert transport.send(call_to(server)).body == body
+
+
+def test_a_reply_that_was_closed_is_not_read(transport):
+    with Scripted(["request", SSE_HEAD, chunk(b"one"), "hold"]) as server:
+        open_reply = transport.open(call_to(server))
+        open_reply.close()
+        open_reply.close()
+        open_reply.finish()
+        with pytest.raises(RequestCancelledError, match="the stream was closed"):
+            open_reply.read()
+
+
+def test_reading_on_after_an_exchange_was_cancelled(transport):
+    with Scripted(["request", SSE_HEAD, chunk(b"one"), "hold"]) as server:
+        cancel = Cancellation()
+        open_reply = transport.open(call_to(server, cancel=cancel))
+        assert open_reply.read() == b"one"
+        cancel.cancel("enough")
+        with pytest.raises(RequestCancelledError, match="enough"):
+            open_reply.read()
+        open_reply.close()
+
+
+def test_a_cancelled_body_is_no_short_body(transport):
+    """A body that ends with the connection looks complete when the connection is shut."""
+    with Scripted(["request", b"HTTP/1.0 200 OK\r\n\r\n{}", "hold"]) as server:
+        cancel = Cancellation()
+        threading.Timer(0.2, cancel.cancel).start()
+        with pytest.raises(RequestCancelledError):
+            transport.send(call_to(server, cancel=cancel))
+
+
+def test_an_error_whose_body_breaks_off_is_still_that_error(transport):
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Length: 100\r\n\r\nabc"
+    with Scripted(["request", head]) as server:
+        with pytest.raises(NotFoundError):
+            transport.send(call_to(server))
+    with Scripted(["request", head, "hold"]) as server:
+        with pytest.raises(NotFoundError):
+            transport.send(call_to(server, timeout=(5, 0.2)))
+
+
+def test_an_error_whose_body_outlives_the_deadline_is_a_timeout(transport):
+    with Scripted(["request", b"HTTP/1.1 404 Not Found\r\nContent-Length: 100\r\n\r\nabc", "hold"]) as server:
+        with pytest.raises(APITimeoutError) as caught:
+            transport.send(call_to(server, deadline=time.monotonic() + 0.3))
+    assert caught.value.code == "deadline"
+
+
+@pytest.mark.parametrize("header, seconds", [
+    ("Retry-After: 7\r\n", 7.0), ("Retry-After: 7\r\nretry-after-ms: 250\r\n", 0.25), ("", None),
+    ("Retry-After: soon\r\n", None),
+])
+def test_an_error_says_how_long_to_wait(transport, header, seconds):
+    with Scripted(["request", answer(b"", "503 Busy", extra=header)]) as server:
+        with pytest.raises(Exception) as caught:
+            transport.send(call_to(server))
+    assert caught.value.retry_after == seconds
+
+
+@pytest.mark.parametrize("body, content_type, expected", [
+    (b'{"error": {"message": "no", "code": 400}}', "application/json", BadRequestError),
+    (b'{"choices": []}', "application/json", ResponseDecodeError),
+    (b"hello", "text/plain", ResponseDecodeError),
+    (b"", "text/html", ResponseDecodeError),
+])
+def test_what_is_no_event_stream(transport, body, content_type, expected):
+    with Scripted(["request", answer(body, content_type=content_type)]) as server:
+        open_reply = transport.open(call_to(server))
+        with pytest.raises(expected) as caught:
+            open_reply.check_event_stream()
+    if expected is ResponseDecodeError:
+        assert content_type in caught.value.message and "text/event-stream" in caught.value.message
+
+
+def test_an_error_of_converting_a_reply_tells_where_it_is_from():
+    complete = Reply(200, {}, b"", "http://x/v1", "r9", SECRET)
+
+    def convert():
+        raise ResponseDecodeError("it says " + SECRET)
+
+    with pytest.raises(ResponseDecodeError) as caught:
+        complete.read(convert)
+    assert (caught.value.url, caught.value.request_id) == ("http://x/v1", "r9")
+    assert caught.value.message == "it says [api key]"
+    assert complete.read(lambda: 5) == 5
+    assert complete.content_type == ""
+
+
+def test_a_cancellation_covers_many_calls_and_later_ones():
+    cancel = Cancellation()
+    first, second, later = Exchange(), Exchange(), Exchange()
+    cancel.add(first)
+    cancel.add(second)
+    cancel.discard(second)
+    assert not cancel.cancelled and cancel.why is None
+    cancel.cancel("one")
+    cancel.cancel("two")
+    cancel.add(later)
+    assert (first.cancelled, second.cancelled, later.cancelled, cancel.why) == ("one", None, "one", "one")
+
+
+def test_the_error_of_a_cancelled_call():
+    call = Call("GET", "http://x/", {"X-Request-Id": "r"}, None, (1, 1))
+    assert type(cancelled_error("why", call)) is RequestCancelledError
+    assert type(cancelled_error("deadline", call)) is APITimeoutError
+    assert cancelled_error("why", call).request_id == "r"
+
+
+# ---------------------------------------------------------------- over urllib3 replies of every version
+
+def read_all_of(body, headers=None, **settings):
+    """Return what `OpenReply` reads of a urllib3 reply, block by block."""
+    raw = urllib3.HTTPResponse(body, headers=headers or {}, preload_content=False, **settings)
+    response = requests.Response()
+    response.raw = raw
+    response.headers.update(headers or {})
+    read = reply._read1_of(response, response.headers)
+    return b"".join(iter(read, b""))
+
+
+def test_a_compressed_reply_is_read_in_pieces_that_decode_to_nothing_at_first():
+    import gzip
+    import io
+
+    text = b"data: x\n\n" * 1000
+    assert read_all_of(io.BytesIO(gzip.compress(text)), {"content-encoding": "gzip"}) == text
+
+
+def test_a_reply_without_read1_below_is_read():
+    class Plain:
+        closed = False
+
+        def __init__(self):
+            self.blocks = [b"a", b"b"]
+
+        def read(self, amt=None):
+            if not self.blocks:
+                return b""
+            return self.blocks.pop(0)
+
+        def close(self):
+            self.closed = True
+
+        read1 = None
+
+    if hasattr(urllib3.HTTPResponse, "read1"):
+        pytest.skip("urllib3 reads such a reply itself")
+    below = Plain()
+    del Plain.read1
+    assert read_all_of(below) == b"ab"
+
+
+def test_bytes_that_are_missing_are_an_error_of_the_connection():
+    with pytest.raises(ConnectionError, match="5 bytes are missing"):
+        reply._check_complete(5)
+    reply._check_complete(0)
+    reply._check_complete(None)
+
+
+def test_the_end_of_a_reply_that_came_below_urllib3_is_checked():
+    class Below:
+        length = 3
+
+        def read1(self, amount):
+            return b""
+
+    with pytest.raises(ConnectionError, match="3 bytes"):
+        reply._read_below(Below())
+    Below.length = None
+    assert reply._read_below(Below()) == b""
+
+
+def test_a_reply_that_ends_early_is_incomplete(transport):
+    with Scripted(["request", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"]) as server:
+        with pytest.raises(APIConnectionError, match="hung up without a complete reply") as caught:
+            transport.send(call_to(server))
+        assert caught.value.url == server.url + "/x"

@@ -1,0 +1,82 @@
+"""How answers leave, with data alone."""
+
+import json
+from typing import Any, Dict, Iterator, List
+
+import pytest
+
+import wire
+from vllm_bridge.errors import BadRequestError
+from vllm_bridge.api.forwarding import Tally
+from vllm_bridge.gateway.operations import OPERATIONS, _count, _EventFrames, error_frame
+
+ERROR = {"message": "it broke", "type": "server_error", "param": None, "code": 500}
+
+
+def events(*given: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    return iter(given)
+
+
+def test_usage_is_read_from_the_bytes_of_a_recorded_reply() -> None:
+    recorded = wire.load("chat_plain")
+    tally = Tally()
+    _count(json.dumps(recorded.json, separators=(",", ":")).encode(), tally)
+    usage = recorded.json["usage"]
+    assert (tally.prompt_tokens, tally.completion_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{}", b'{"usage":null}', b'{"content":"\\"usage\\":{\\"prompt_tokens\\":5}"}', b'{"usage":{}}',
+])
+def test_a_reply_without_usage(body: bytes) -> None:
+    tally = Tally()
+    _count(body, tally)
+    assert (tally.prompt_tokens, tally.completion_tokens) == (0, 0)
+
+
+def test_the_frames_of_responses_and_their_error() -> None:
+    tally = Tally()
+    frames = _EventFrames(events(
+        {"type": "response.created", "sequence_number": 0},
+        {"type": "x", "sequence_number": 7, "response": {"usage": {"input_tokens": 3, "output_tokens": 4}}},
+    ), tally)
+    blocks: List[bytes] = list(frames)
+    assert blocks[0] == b'event: response.created\ndata: {"type":"response.created","sequence_number":0}\n\n'
+    assert (tally.prompt_tokens, tally.completion_tokens) == (3, 4)
+    head, data = frames.failure(ERROR).decode().rstrip("\n").split("\n")
+    assert head == "event: response.failed"
+    failed = json.loads(data[len("data: "):])
+    assert (failed["type"], failed["sequence_number"], failed["response"]["status"]) == ("response.failed", 8, "failed")
+    assert (failed["response"]["error"]["message"], failed["response"]["usage"]["input_tokens"]) == ("it broke", 3)
+
+
+def test_an_error_where_no_response_has_begun() -> None:
+    frames = _EventFrames(events({"type": "x", "sequence_number": 7}), Tally())
+    list(frames)
+    head, data = frames.failure(ERROR).decode().rstrip("\n").split("\n")
+    assert head == "event: error"
+    shown = {"code": "500", "message": "it broke", "param": None}
+    told = json.loads(data[len("data: "):])
+    assert told == {"type": "error", "sequence_number": 8, "error": dict(shown, type=ERROR["type"]), **shown}
+    assert b'"code":null' in frames.failure({**ERROR, "code": None})
+
+
+def test_nothing_follows_the_end_of_a_response() -> None:
+    for end in ("response.completed", "response.incomplete", "response.failed", "error"):
+        frames = _EventFrames(events({"type": end}), Tally())
+        assert len(list(frames)) == 1
+        assert frames.failure(ERROR) == b""
+
+
+def test_the_error_of_a_chat_stream() -> None:
+    assert json.loads(error_frame(ERROR)[len("data: "):]) == {"error": ERROR}
+
+
+@pytest.mark.parametrize("name, body", [
+    ("chat_completion", {"messages": [1]}), ("text_completion", {"prompt": ""}),
+    ("text_completion", {"prompt_embeds": "x"}), ("embedding", {"messages": [1]}), ("responses", {"input": "x"}),
+])
+def test_the_main_field_is_there(name: str, body: Dict[str, Any]) -> None:
+    OPERATIONS[name].check(body)
+    with pytest.raises(BadRequestError, match=" is required for "):
+        OPERATIONS[name].check({})

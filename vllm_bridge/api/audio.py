@@ -1,0 +1,319 @@
+"""Transcription: keywords → form fields, reply → object, stream → events (SPEC §7, WIRE.md §10)."""
+
+import json
+import os
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+
+from ..errors import BadRequestError, IncompleteStreamError, ResponseDecodeError, is_html
+from ..http1.formdata import Part
+from ..http1.multipart import FilePart
+
+__all__ = ["TranscriptionEvents", "from_form", "guess_name", "prepare", "result"]
+
+_FIRST = ("model", "language", "prompt", "response_format", "temperature", "timestamp_granularities", "include")
+_BRACKETS = frozenset(("timestamp_granularities", "include"))  # arrays that OpenAI's form writes as name[]
+_RAW_FORMATS = frozenset(("text", "srt", "vtt"))
+
+_TYPES = {
+    "wav": "audio/wav",
+    "mp3": "audio/mpeg",
+    "mpga": "audio/mpeg",
+    "mpeg": "audio/mpeg",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "oga": "audio/ogg",
+    "opus": "audio/ogg",
+    "m4a": "audio/mp4",
+    "mp4": "audio/mp4",
+    "webm": "audio/webm",
+}
+
+
+# ---------------------------------------------------------------- request
+
+
+def prepare(wire: Dict[str, Any]) -> Tuple[List[Tuple[str, str]], FilePart]:
+    """Shape the caller's keywords as form fields, in SPEC §7's order, and the file that comes last.
+
+    ``file`` is a path (``str`` or ``os.PathLike``), bytes, a binary file object, or OpenAI's tuple
+    ``(filename, content[, content_type[, headers]])``. A path is not opened here: the ``FilePart`` names it.
+    Raises ``BadRequestError``.
+    """
+    part = _file_part(wire.get("file"))
+    names = [name for name in _FIRST if name in wire]
+    names += [name for name in wire if name not in _FIRST and name not in ("stream", "file")]
+    if "stream" in wire:
+        names.append("stream")
+    return [field for name in names for field in _fields(name, wire[name])], part
+
+
+def _fields(name: str, value: Any) -> Iterator[Tuple[str, str]]:
+    if value is None:
+        return
+    label = name + "[]" if name in _BRACKETS else name
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        if item is not None:
+            yield label, _text(name, item)
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        short = "%g" % value
+        return short if float(short) == value else repr(value)
+    if isinstance(value, int):
+        return str(value)
+    try:
+        if isinstance(value, (bytes, bytearray)):
+            return value.decode("utf-8")
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRequestError("%s cannot be sent as a form field: %s" % (name, error), param=name) from None
+
+
+def _file_part(file: Any) -> FilePart:
+    filename: Optional[str] = None
+    content_type: Optional[str] = None
+    headers: Any = ()
+    if isinstance(file, tuple):
+        if not 2 <= len(file) <= 4:
+            raise BadRequestError("file as a tuple is (filename, content[, content_type[, headers]])", param="file")
+        filename, file, content_type, headers = (file + (None, None))[:4]
+    if file is None:
+        raise BadRequestError("file is required", param="file")
+    path: Optional[str] = None
+    content: Any = None
+    if isinstance(file, (str, os.PathLike)):
+        path = os.fsdecode(file)
+    elif isinstance(file, (bytes, bytearray, memoryview)):
+        content = bytes(file)
+    elif callable(getattr(file, "read", None)):
+        content = file
+    else:
+        raise BadRequestError("file must be a path, bytes or a binary file object, got %s" % type(file).__name__,
+                              param="file")
+    filename = filename or _basename(path if path is not None else getattr(content, "name", None))
+    if content_type is None and filename:
+        content_type = _type_of(filename)
+    pairs = headers.items() if isinstance(headers, dict) else headers or ()
+    return FilePart("file", content, filename=filename, content_type=content_type, path=path, guess=guess_name,
+                    headers=tuple(pairs))
+
+
+def _basename(name: Any) -> Optional[str]:
+    # An open file's name may be a number (a descriptor), bytes, or "<stdin>".
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if not isinstance(name, str) or name.startswith("<"):
+        return None
+    return os.path.basename(name) or None
+
+
+def _type_of(filename: str) -> str:
+    return _TYPES.get(filename.rpartition(".")[2].lower(), "application/octet-stream")
+
+
+def guess_name(head: bytes) -> Tuple[str, str]:
+    """Return a file name and a content type for audio that has none, from its first 16 bytes."""
+    kind = _kind(head)
+    return ("audio." + kind, _TYPES[kind]) if kind else ("audio", "application/octet-stream")
+
+
+def _kind(head: bytes) -> Optional[str]:
+    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+        return "wav"
+    if head[4:8] == b"ftyp":
+        return "m4a"
+    for magic, kind in ((b"ID3", "mp3"), (b"fLaC", "flac"), (b"OggS", "ogg"), (b"\x1a\x45\xdf\xa3", "webm")):
+        if head.startswith(magic):
+            return kind
+    # A bare MPEG audio frame: eleven set bits, then a layer that is not the reserved one.
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06:
+        return "mp3"
+    return None
+
+
+def from_form(parts: Iterable[Part]) -> Dict[str, Any]:
+    """Fold the parts of a received form into keywords for `prepare`.
+
+    A repeated field becomes a list. ``file`` has to be an uploaded file: as text it would be read as a path of
+    this machine. Raises ``BadRequestError``.
+    """
+    wire: Dict[str, Any] = {}
+    for part in parts:
+        if (part.filename is None) == (part.name == "file"):
+            problem = "file must be an uploaded file" if part.name == "file" else "only file may be an uploaded file"
+            raise BadRequestError(problem, param=part.name)
+        if part.name == "file":
+            if "file" in wire:
+                raise BadRequestError("file was sent more than once", param="file")
+            wire["file"] = (part.filename or None, part.value, part.content_type)
+        elif part.name not in wire:
+            wire[part.name] = part.text()
+        elif isinstance(wire[part.name], list):
+            wire[part.name].append(part.text())
+        else:
+            wire[part.name] = [wire[part.name], part.text()]
+    if isinstance(wire.get("stream"), str):
+        wire["stream"] = _BOOLEANS.get(wire["stream"].strip().lower(), wire["stream"])
+    return wire
+
+
+# What vLLM's form takes for a boolean (pydantic's words).
+_BOOLEANS = {word: True for word in ("true", "1", "on", "t", "y", "yes")}
+_BOOLEANS.update({word: False for word in ("false", "0", "off", "f", "n", "no")})
+
+
+# ---------------------------------------------------------------- reply
+
+
+def result(body: bytes, content_type: str, response_format: Any = None) -> Dict[str, Any]:
+    """Read the reply of a transcription that does not stream.
+
+    Text, srt and vtt become ``{"text": body}``, to the byte. JSON is returned as it was sent (``duration`` may be a
+    string, ``no_speech_prob`` null); vLLM answers ``response_format=text`` with JSON as well (WIRE.md §1.12).
+    Raises ``ResponseDecodeError``.
+    """
+    declared = content_type.split(";")[0].strip().lower()
+    is_json = declared == "application/json" or declared.endswith("+json")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ResponseDecodeError("transcription reply is not UTF-8: byte %d" % error.start) from None
+    if not is_json:
+        if is_html(declared, text):
+            raise ResponseDecodeError("HTML response received from provider", payload=text)
+        if isinstance(response_format, str) and response_format in _RAW_FORMATS:  # a form may repeat it: a list
+            return {"text": text}
+        if declared.startswith("text/") and not text.lstrip("\ufeff \t\r\n").startswith("{"):
+            return {"text": text}
+    try:
+        payload = json.loads(text.lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        raise ResponseDecodeError("transcription reply is not JSON: %.200r" % text, payload=text) from None
+    if isinstance(payload, str):
+        return {"text": payload}
+    if not isinstance(payload, dict):
+        raise ResponseDecodeError("transcription reply must be an object, got %s" % type(payload).__name__,
+                                  payload=payload)
+    return payload
+
+
+# ---------------------------------------------------------------- stream
+
+
+class TranscriptionEvents:
+    """Turn the chunks of a transcription stream into OpenAI's events.
+
+    ``feed`` returns ``{"type": "transcript.text.delta", "delta"}`` events, ``finish`` the one
+    ``{"type": "transcript.text.done", "text", "usage"?}``. Takes vLLM's chunks (``choices[].delta.content``) and
+    ready-made events. What else a chunk carries (``id``, ``created``, ``model``, ``usage``, ``logprobs``, ...) stands
+    on its delta event; the last value of each field of the chunk stands on the done event.
+    """
+
+    def __init__(self) -> None:
+        self._deltas: List[str] = []
+        self._done: List[str] = []  # texts of the done events of an upstream that speaks OpenAI's way
+        self._rest: Dict[str, Any] = {}
+        self._reason: Dict[str, Any] = {}
+        self._finished = False
+        self.ended = False
+        """True when upstream said that the whole text has been sent: its own done event, or the usage chunk.
+        A finish reason does not say so: vLLM sends one for each audio segment (audio_65s_stream)."""
+
+    @property
+    def text(self) -> str:
+        """The transcript so far."""
+        return "".join(self._deltas) or "".join(self._done)
+
+    def feed(self, chunk: Any) -> List[Dict[str, Any]]:
+        """Take one decoded chunk and return its events.
+
+        Raises ``IncompleteStreamError`` where the server aborted, ``ResponseDecodeError`` on another shape.
+        """
+        if not isinstance(chunk, dict):
+            raise ResponseDecodeError("transcription chunk must be an object", payload=chunk)
+        kind = chunk.get("type")
+        if kind == "transcript.text.delta":
+            self._deltas.append(_string(chunk.get("delta"), "delta", chunk))
+            return [dict(chunk)]
+        if kind == "transcript.text.done":
+            self._done.append(_string(chunk.get("text"), "text", chunk))
+            self._keep(chunk, ("type", "text"))
+            self.ended = True
+            return []
+        if isinstance(kind, str) and kind.startswith("transcript."):
+            return [dict(chunk)]
+        return self._chunk(chunk)
+
+    def finish(self) -> List[Dict[str, Any]]:
+        """Return the done event, once."""
+        if self._finished:
+            return []
+        self._finished = True
+        text = self._done[0] if len(self._done) == 1 and self._done[0] else self.text
+        event: Dict[str, Any] = {"type": "transcript.text.done", "text": text}
+        for fields in (self._reason, self._rest):
+            for name, value in fields.items():
+                event.setdefault(name, value)
+        return [event]
+
+    def _chunk(self, chunk: Dict[str, Any]) -> List[Dict[str, Any]]:
+        choices = chunk.get("choices")
+        if choices is None:
+            choices = []
+        if not isinstance(choices, list):
+            raise ResponseDecodeError("transcription chunk: choices must be an array", payload=chunk)
+        self._keep(chunk, ("object", "choices", "type"))
+        if not choices and chunk.get("usage"):
+            self.ended = True
+        events = []
+        for choice in choices:
+            events += self._choice(choice, chunk)
+        return events
+
+    def _choice(self, choice: Any, chunk: Dict[str, Any]) -> List[Dict[str, Any]]:
+        delta = choice.get("delta") if isinstance(choice, dict) else None
+        if delta is None:
+            delta = {}
+        if not isinstance(choice, dict) or not isinstance(delta, dict):
+            raise ResponseDecodeError("transcription chunk: choice and delta must be objects", payload=chunk)
+        content = _string(delta.get("content"), "content", chunk)
+        extras = {name: value for name, value in choice.items() if name not in ("delta", "index")}
+        extras.update((name, value) for name, value in delta.items() if name != "content")
+        self._deltas.append(content)
+        self._ending(extras)
+        if not content:
+            self._keep(extras, ("finish_reason", "stop_reason", "role"))
+            return []
+        event: Dict[str, Any] = {"type": "transcript.text.delta", "delta": content}
+        for fields in (extras, chunk):
+            for name, value in fields.items():
+                if name not in ("object", "choices"):
+                    event.setdefault(name, value)
+        return [event]
+
+    def _ending(self, extras: Dict[str, Any]) -> None:
+        reason = extras.get("finish_reason")
+        if reason is None:
+            return
+        if reason == "abort":
+            raise IncompleteStreamError("the server aborted the transcription (finish_reason: abort)",
+                                        partial={"text": self.text})
+        # A segment that was cut short ("length") is not hidden by the stop of the next one.
+        if self._reason.get("finish_reason", "stop") == "stop":
+            self._reason = {name: extras[name] for name in ("finish_reason", "stop_reason") if name in extras}
+
+    def _keep(self, fields: Dict[str, Any], but: Tuple[str, ...]) -> None:
+        self._rest.update((name, value) for name, value in fields.items() if name not in but)
+
+
+def _string(value: Any, name: str, chunk: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ResponseDecodeError("transcription chunk: %s must be a string" % name, payload=chunk)
+    return value

@@ -1,0 +1,313 @@
+"""vLLM's chat dialect: renamed parameters, the two names of reasoning, and chunks folded into a completion."""
+
+import json
+import sys
+import warnings
+from types import FrameType
+from typing import Any, Dict, List, Optional
+
+from ..errors import BadRequestError, InternalServerError
+
+__all__ = [
+    "ChatAccumulator",
+    "check_finish",
+    "copied",
+    "fold",
+    "index_of",
+    "latest",
+    "normalise",
+    "normalise_chunk",
+    "objects",
+    "prepare",
+    "rename_guided",
+]
+
+# Removed in vLLM 0.12: a newer server answers 200 and constrains nothing (chat_guided_json_ignored).
+_GUIDED = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+
+
+def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the chat request that goes on the wire: the caller's own, in the names that vLLM reads today.
+
+    ``reasoning`` and ``reasoning_content`` of assistant messages are mirrored onto each other, ``guided_*`` become
+    ``structured_outputs`` with a `DeprecationWarning`; all else stays as it is (SPEC "We decided" 1, 6, 9).
+    """
+    body = rename_guided(body)
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        for message in messages:
+            if isinstance(message, dict) and ("reasoning" in message or "reasoning_content" in message):
+                body["messages"] = [_mirrored(each) if _lacks_mirror(each) else each for each in messages]
+                break
+    return body
+
+
+def rename_guided(body: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a copy of the body in which ``guided_*`` parameters are ``structured_outputs``."""
+    body = dict(body)
+    if _GUIDED.keys().isdisjoint(body):
+        return body
+    for old in [name for name in _GUIDED if name in body]:
+        value = body.pop(old)
+        outputs = body.get("structured_outputs")
+        if outputs is not None and not isinstance(outputs, dict):
+            problem = "structured_outputs must be an object, got %.100r" % (outputs,)
+            raise BadRequestError(problem, param="structured_outputs")
+        body["structured_outputs"] = {_GUIDED[old]: value, **(outputs or {})}
+        warnings.warn(
+            "%s was removed in vLLM 0.12; it is sent as structured_outputs={%r: ...}" % (old, _GUIDED[old]),
+            DeprecationWarning,
+            stacklevel=_level_outside(),
+        )
+    return body
+
+
+def _level_outside() -> int:
+    """Return the `stacklevel` at which a warning of our caller's points at the line outside this package."""
+    frame: Optional[FrameType] = sys._getframe(1)
+    package = __name__.partition(".")[0]
+    level = 1
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == package:
+        frame = frame.f_back
+        level += 1
+    return level
+
+
+# ---------------------------------------------------------------- replies
+
+
+def normalise(payload: Dict[str, Any]) -> Dict[str, Any]:
+    """Add to a chat completion, in place, what its readers expect: both names of reasoning, and flags on broken calls.
+
+    Raises `InternalServerError` when the server aborted the generation.
+    """
+    for choice in objects(payload.get("choices")):
+        check_finish(choice, payload)
+        message = choice.get("message")
+        if isinstance(message, dict):
+            _mirror(message)
+            for call in objects(message.get("tool_calls")):
+                _flag(call)
+    return payload
+
+
+def normalise_chunk(payload: Dict[str, Any]) -> bool:
+    """Mirror the two names of reasoning in a chunk's deltas, in place; tell whether there was anything to do."""
+    changed = False
+    for choice in objects(payload.get("choices")):
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            changed = _mirror(delta) or changed
+    return changed
+
+
+def check_finish(choice: Dict[str, Any], payload: Any) -> None:
+    """Raise `InternalServerError` if a choice was ended by the server's failure (WIRE.md §1.5: ``abort``)."""
+    if choice.get("finish_reason") in ("abort", "error"):
+        raise InternalServerError(
+            "the server aborted the generation (finish_reason %r)" % choice["finish_reason"],
+            type="aborted",
+            code="abort",
+            status_code=502,
+            payload=payload,
+        )
+
+
+def objects(value: Any) -> List[Dict[str, Any]]:
+    """Return the objects of a list; of anything else, and of any other item, nothing."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _lacks_mirror(message: Any) -> bool:
+    if not isinstance(message, dict):
+        return False
+    return (message.get("reasoning") is None) != (message.get("reasoning_content") is None)
+
+
+def _mirrored(message: Dict[str, Any]) -> Dict[str, Any]:
+    message = dict(message)
+    _mirror(message)
+    return message
+
+
+def _mirror(message: Dict[str, Any]) -> bool:
+    """Give a message both names of its reasoning: vLLM 0.16 renamed ``reasoning_content`` to ``reasoning``."""
+    new, old = message.get("reasoning"), message.get("reasoning_content")
+    if (new is None) == (old is None):
+        return False
+    message["reasoning"] = message["reasoning_content"] = old if new is None else new
+    return True
+
+
+def _flag(call: Dict[str, Any]) -> None:
+    """Say on a call that its arguments are no JSON object; they stay as the model wrote them (WIRE.md §4)."""
+    function = call.get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if isinstance(arguments, dict):
+        return
+    try:
+        value = json.loads(arguments) if isinstance(arguments, str) else None
+    except (ValueError, RecursionError) as error:
+        call["arguments_error"] = "the arguments are no JSON: %s" % error
+        return
+    if not isinstance(value, dict):
+        call["arguments_error"] = "the arguments are no JSON object"
+
+
+# ---------------------------------------------------------------- chunks → completion
+
+
+class ChatAccumulator:
+    """Fold the chunks of a chat stream into the completion that the same request gives without streaming.
+
+    Calls are told apart by ``(choice, index)``, the only thing every vLLM version sends: the first id and name stay,
+    null arguments are ``""``, a missing id is made from the completion's.
+    """
+
+    def __init__(self) -> None:
+        self._top: Dict[str, Any] = {}
+        self._choices: Dict[int, _Choice] = {}
+
+    def feed(self, chunk: Dict[str, Any]) -> None:
+        """Add one chunk."""
+        for key, value in chunk.items():
+            if key != "choices":
+                latest(self._top, key, value)
+        for choice in objects(chunk.get("choices")):
+            index = index_of(choice)
+            if index not in self._choices:
+                self._choices[index] = _Choice()
+            self._choices[index].add(choice)
+
+    def completion(self) -> Dict[str, Any]:
+        """Return what has arrived so far as a chat completion."""
+        made_of = str(self._top.get("id") or "")
+        choices = [self._choices[index].folded(index, made_of) for index in sorted(self._choices)]
+        return {**self._top, "object": "chat.completion", "choices": choices}
+
+
+class _Choice:
+    """One choice on its way; texts are kept in pieces, so that a long one is joined once."""
+
+    def __init__(self) -> None:
+        self._fields: Dict[str, Any] = {"finish_reason": None}
+        self._message: Dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
+        self._texts: Dict[str, List[str]] = {"content": []}
+        self._calls: Dict[int, _Call] = {}
+
+    def add(self, choice: Dict[str, Any]) -> None:
+        for key, value in choice.items():
+            if key == "delta":
+                self._add_delta(value if isinstance(value, dict) else {})
+            elif key != "index":
+                fold(self._fields, key, value)
+
+    def _add_delta(self, delta: Dict[str, Any]) -> None:
+        for key, value in delta.items():
+            if key == "tool_calls":
+                for position, part in enumerate(objects(value)):
+                    self._call(part, position).add(part)
+            elif key == "role":
+                latest(self._message, key, value or None)
+            elif isinstance(value, str):
+                self._texts.setdefault(key, []).append(value)
+            else:
+                latest(self._message, key, value)
+
+    def _call(self, part: Dict[str, Any], position: int) -> "_Call":
+        """Return the call that a fragment belongs to: by its index, else by its id, else by its place in the list."""
+        number = part.get("index")
+        if not isinstance(number, int):
+            number = position
+            given = part.get("id")
+            if given:
+                same = [other for other, call in self._calls.items() if call.fields.get("id") == given]
+                taken = number in self._calls and self._calls[number].fields.get("id")
+                number = same[0] if same else max(self._calls) + 1 if taken else position
+        return self._calls.setdefault(number, _Call())
+
+    def folded(self, index: int, made_of: str) -> Dict[str, Any]:
+        message = {**self._message, **{key: "".join(pieces) for key, pieces in self._texts.items()}}
+        _mirror(message)
+        if self._calls:
+            message["tool_calls"] = [
+                self._calls[number].folded("call_%s_%d_%d" % (made_of, index, number)) for number in sorted(self._calls)
+            ]
+        if not message["content"] and (self._calls or message.get("reasoning")):
+            message["content"] = None
+        return {"index": index, "message": message, **copied(self._fields)}
+
+
+class _Call:
+    """One tool call on its way."""
+
+    def __init__(self) -> None:
+        self.fields: Dict[str, Any] = {}
+        self._function: Dict[str, Any] = {}
+        self._arguments: List[str] = []
+
+    def add(self, part: Dict[str, Any]) -> None:
+        for key, value in part.items():
+            if key == "function":
+                for name, inner in (value if isinstance(value, dict) else {}).items():
+                    if name == "arguments" and isinstance(inner, str):
+                        self._arguments.append(inner)
+                    elif not self._function.get(name):
+                        self._function[name] = inner
+            elif key != "index" and not self.fields.get(key):
+                self.fields[key] = value
+
+    def folded(self, id_if_none: str) -> Dict[str, Any]:
+        function = {"name": None, **self._function, "arguments": "".join(self._arguments)}
+        call = {"id": None, "type": "function", **self.fields, "function": function}
+        call["id"] = call["id"] or id_if_none
+        call["type"] = call["type"] or "function"
+        _flag(call)
+        return call
+
+
+def index_of(choice: Dict[str, Any]) -> int:
+    """Return the index of a choice, 0 if it has none."""
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
+
+
+def fold(target: Dict[str, Any], key: str, value: Any) -> None:
+    """Join lists (token ids) and lists in objects (logprobs); of anything else the latest that is not null stays.
+
+    The lists of `target` are its own and grow in place.
+    """
+    have = target.get(key)
+    if isinstance(value, list):
+        if isinstance(have, list):
+            have.extend(value)
+        else:
+            target[key] = list(value)
+    elif isinstance(value, dict):
+        inner = target[key] = have if isinstance(have, dict) else {}
+        for name, item in value.items():
+            if isinstance(item, list) and isinstance(inner.get(name), list):
+                inner[name].extend(item)
+            else:
+                latest(inner, name, list(item) if isinstance(item, list) else item)
+    else:
+        latest(target, key, value)
+
+
+def copied(target: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a copy of what `fold` has made, with lists of its own."""
+    copy: Dict[str, Any] = {}
+    for key, value in target.items():
+        fold(copy, key, value)
+    return copy
+
+
+def latest(target: Dict[str, Any], key: str, value: Any) -> None:
+    """Set a value, unless it is null and something is there."""
+    if value is not None or key not in target:
+        target[key] = value

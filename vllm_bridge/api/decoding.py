@@ -1,0 +1,280 @@
+"""What the events of a stream mean: chunks of chat and text completions, events of a transcription."""
+
+import copy
+import json
+from typing import Any, Dict, Generic, List, Optional, Sequence, Set, Type, TypeVar, Union
+
+from .chat import ChatAccumulator, index_of, normalise_chunk
+from ..errors import IncompleteStreamError, ResponseDecodeError, error_from_payload, payload_error
+from .record import decode
+from .records import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    Record,
+    Response,
+    ResponseEvent,
+    Transcription,
+    TranscriptionEvent,
+)
+from ..sse import Event
+from .completions import CompletionAccumulator
+
+__all__ = [
+    "ChatChunks",
+    "ChunkReader",
+    "CompletionChunks",
+    "Ends",
+    "ResponsesReader",
+    "Tally",
+    "TranscriptionReader",
+    "aborted",
+    "payload_of",
+]
+
+R = TypeVar("R", bound=Record)
+
+_FOLDED_AT = 4 * 1024 * 1024  # characters of events that a reader keeps before it folds them
+
+# What json.loads calls in the end: a third of its time goes into looking at what is around an object.
+_scan = json.JSONDecoder().raw_decode
+
+_TERMINAL = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
+
+
+def payload_of(event: Event) -> Dict[str, Any]:
+    """Return the JSON object of an event; raise the error that it is, or `ResponseDecodeError` if it is none."""
+    data = event.data
+    try:
+        payload, end = _scan(data)
+    except (ValueError, RecursionError):
+        end = -1
+    if end != len(data):
+        payload = decode(data)  # white space around it, or it raises and says what stood there
+    if type(payload) is not dict:
+        raise ResponseDecodeError(
+            "an event of the stream is no JSON object: %s" % event.data[:200], payload=event.data[:2000]
+        )
+    choices = payload.get("choices")
+    if choices is None or "error" in payload:
+        error = payload_error(payload)
+        if error is None and event.event == "error":
+            error = error_from_payload(payload)
+        if error is not None:
+            raise error
+    if choices is not None and type(choices) is not list:
+        raise ResponseDecodeError(
+            "the choices of a chunk are no list: %s" % event.data[:200], payload=event.data[:2000]
+        )
+    return payload
+
+
+class ChunkReader(Generic[R]):
+    """Turn events into chunks of which each has a choice and the last one the usage (SPEC "We decided" 8).
+
+    vLLM sends usage in a chunk of its own without choices. So a chunk with a finish reason is held back until the
+    next one, and takes that usage on. `choices` is how many choices the request asked for.
+    """
+
+    record: Type[R]
+    whole: Type[Record]
+    accumulator: Type[Union[ChatAccumulator, CompletionAccumulator]]
+    empty: Dict[str, Any]
+
+    def __init__(self, choices: int = 1) -> None:
+        self.finished = False
+        self._ends = Ends(choices)
+        self._held: Optional[Dict[str, Any]] = None
+        self._seen: List[str] = []  # the text of every event: folded only when somebody asks, or when it grows long
+        self._size = 0
+        self._folded = self.accumulator()
+
+    def feed(self, event: Event) -> Sequence[R]:
+        """Return the chunks that go out now; raise an error that the server reports inside the stream."""
+        data = event.data
+        if not data:
+            return ()
+        payload = payload_of(event)
+        self._seen.append(data)
+        self._size += len(data)
+        if self._size > _FOLDED_AT:
+            self._fold()
+        choices = payload.get("choices")
+        if not choices:
+            return self._without_choices(payload)
+        self.adapt(payload, data)
+        finishes = False
+        for choice in choices:
+            if type(choice) is dict and choice.get("finish_reason") is not None:
+                finishes = True
+                if self._ends.note(choice):
+                    raise aborted(choice, payload, self.partial())
+                self.finished = self._ends.all
+        held = self._held
+        if finishes:
+            self._held = payload
+            return () if held is None else (self.record(held),)
+        if held is None:
+            return (self.record(payload),)
+        self._held = None
+        return (self.record(held), self.record(payload))
+
+    def finish(self) -> Sequence[R]:
+        """Return the chunk that was held back, if any."""
+        held, self._held = self._held, None
+        return () if held is None else (self.record(held),)
+
+    def partial(self) -> Record:
+        """Return what has arrived so far as a complete reply."""
+        return self.whole(self._fold())
+
+    def adapt(self, payload: Dict[str, Any], data: str) -> None:
+        """Change a chunk in place before it goes out."""
+
+    def _without_choices(self, payload: Dict[str, Any]) -> Sequence[R]:
+        held = self._held
+        if held is None or not payload.get("usage"):
+            payload["choices"] = [copy.deepcopy(self.empty)]
+            return (self.record(payload),)
+        for key, value in payload.items():
+            if key != "choices" and (value is not None or key not in held):
+                held[key] = value
+        return ()
+
+    def _fold(self) -> Dict[str, Any]:
+        for data in self._seen:
+            try:
+                self._folded.feed(json.loads(data))
+            except RecursionError:
+                pass  # nested so deeply that it could be read only from a frame further up
+        self._seen = []
+        self._size = 0
+        return self._folded.completion()
+
+
+class Ends:
+    """Which of a stream's choices have come to their end; `all` is whether each of those asked for has."""
+
+    def __init__(self, choices: int) -> None:
+        self.all = False
+        self._asked = choices
+        self._indexes: Set[int] = set()
+
+    def note(self, choice: Dict[str, Any]) -> bool:
+        """Note a choice with a finish reason; tell whether it is the server's own failure (WIRE.md §1.5: ``abort``)."""
+        self._indexes.add(index_of(choice))
+        self.all = len(self._indexes) >= self._asked
+        return choice["finish_reason"] in ("abort", "error")
+
+
+def aborted(choice: Dict[str, Any], payload: Dict[str, Any], partial: Any) -> IncompleteStreamError:
+    """Return the error for a choice that the server's own failure has ended."""
+    return IncompleteStreamError(
+        "the server aborted the generation (finish_reason %r)" % choice["finish_reason"],
+        partial=partial,
+        type="aborted",
+        code="abort",
+        payload=payload,
+    )
+
+
+class ChatChunks(ChunkReader[ChatCompletionChunk]):
+    """The chunks of ``chat_completion_stream``."""
+
+    record = ChatCompletionChunk
+    whole = ChatCompletion
+    accumulator = ChatAccumulator
+    empty = {"index": 0, "delta": {}, "finish_reason": None}
+
+    def adapt(self, payload: Dict[str, Any], data: str) -> None:
+        """Mirror the names of reasoning."""
+        if '"reasoning' in data:
+            normalise_chunk(payload)
+
+
+class CompletionChunks(ChunkReader[Completion]):
+    """The chunks of ``text_completion_stream``."""
+
+    record = Completion
+    whole = Completion
+    accumulator = CompletionAccumulator
+    empty = {"index": 0, "text": "", "finish_reason": None}
+
+
+class ResponsesReader:
+    """The events of a server's own Responses stream, as they are.
+
+    vLLM 0.32 ends a failed one by closing the socket, without an event of its own (WIRE.md §1.3), and a good one after
+    its terminal event, without ``[DONE]``.
+    """
+
+    def __init__(self) -> None:
+        from .responses import PartialResponse
+
+        self.finished = False
+        self._so_far = PartialResponse()
+
+    def feed(self, event: Event) -> Sequence[ResponseEvent]:
+        """Return the event; raise an error that stands where an event should."""
+        if not event.data:
+            return ()
+        payload = payload_of(event)
+        self._so_far.feed(payload)
+        if payload.get("type") in _TERMINAL:
+            self.finished = True
+        return (ResponseEvent(payload),)
+
+    def finish(self) -> Sequence[ResponseEvent]:
+        """Return nothing: no event is held back."""
+        return ()
+
+    def partial(self) -> Optional[Response]:
+        """Return the Response as far as the events tell it."""
+        response = self._so_far.response()
+        return None if response is None else Response(response)
+
+
+class TranscriptionReader:
+    """The events of ``transcription_stream``: deltas, then one ``transcript.text.done``.
+
+    A finish reason ends one audio segment of 30 s, not the stream (audio_65s_stream). The end mark, the usage chunk, or
+    the done event of a server that speaks OpenAI's way does.
+    """
+
+    def __init__(self) -> None:
+        from .audio import TranscriptionEvents
+
+        self.finished = False
+        self._events = TranscriptionEvents()
+
+    def feed(self, event: Event) -> Sequence[TranscriptionEvent]:
+        """Return the events that go out now; raise an error that the server reports inside the stream."""
+        if not event.data:
+            return ()
+        items = [TranscriptionEvent(item) for item in self._events.feed(payload_of(event))]
+        self.finished = self._events.ended
+        return items
+
+    def finish(self) -> Sequence[TranscriptionEvent]:
+        """Return the closing event."""
+        return [TranscriptionEvent(item) for item in self._events.finish()]
+
+    def partial(self) -> Transcription:
+        """Return the text that has arrived so far as a transcription."""
+        return Transcription(text=self._events.text)
+
+
+class Tally:
+    """What a call's reply said of itself: the tokens counted by the server."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+
+    def take(self, usage: Any) -> None:
+        """Note the counts of a ``usage`` object, of chat's or of the Responses' naming."""
+        if isinstance(usage, dict):
+            for ours, theirs in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
+                count = usage.get(ours, usage.get(theirs))
+                if isinstance(count, int):
+                    setattr(self, ours, max(count, getattr(self, ours)))

@@ -1,0 +1,224 @@
+"""The command line: ``vllm-bridge COMMAND ...`` and ``python -m vllm_bridge COMMAND ...``.
+
+Exit codes: 0 done, 1 a call failed, 2 wrong usage, 130 Ctrl-C.
+"""
+
+import argparse
+import json
+import re
+import signal
+import sys
+from typing import Any, Dict, Iterable, List, NoReturn, Optional, Sequence, Tuple
+
+from ..config.settings import Key, NetworkConfig, ProviderConfig, normalise_base_url
+from ..errors import APITimeoutError, BridgeError, ConfigError
+from .terminal import Terminal, WrongUsage
+from ..version import __version__
+from ..vllm import VLLMProvider
+
+__all__ = ["main"]
+
+_EPILOG = """\
+The server is --base-url, else VLLM_BASE_URL, else http://localhost:8000; the key is --api-key, else VLLM_API_KEY.
+The model may be left out where the server has one. -p takes JSON values, and strings as they are:
+  vllm-bridge chat -p top_k=20 -p 'stop=["END"]' "Tell me a story"
+Exit codes: 0 done, 1 the call failed, 2 wrong usage, 130 Ctrl-C.
+"""
+
+_HELP = {
+    "chat": "ask a chat model; without a prompt, talk to it",
+    "responses": "ask by the Responses API",
+    "complete": "continue a text",
+    "embed": "turn texts into vectors",
+    "rerank": "order documents by what they have to do with a query",
+    "transcribe": "turn speech into text",
+    "models": "list the models",
+    "check": "see whether the server is there and how soon it answers",
+    "serve": "run the gateway: one local OpenAI-compatible address in front of vLLM",
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run a command and return its exit code."""
+    terminal = Terminal()
+    try:
+        code = _run(sys.argv[1:] if argv is None else list(argv), terminal)
+        terminal.flush()
+        return code
+    except KeyboardInterrupt:
+        if argv is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would meet the interpreter on its way out
+        try:
+            terminal.end_line()
+        except OSError:
+            terminal.silence()
+        return 130
+    except BrokenPipeError:  # whoever read the output has had enough: nothing failed
+        terminal.silence()
+        return 0
+    except OSError as error:  # a full disk, a directory as standard input
+        terminal.complain(error.strerror or str(error))
+        terminal.silence()
+        return 1
+
+
+def _run(argv: List[str], terminal: Terminal) -> int:
+    try:
+        asked = _parse(argv)
+        if asked.command == "serve":
+            from ..gateway import command
+
+            return int(command.run(asked))
+        from .check import check  # the gateway starts without them
+        from .commands import COMMANDS
+
+        with _provider(asked) as provider:
+            run = check if asked.command == "check" else COMMANDS[asked.command]
+            return run(provider, asked, terminal)
+    except SystemExit as end:  # argparse has said why
+        return int(end.code or 0)
+    except (WrongUsage, ConfigError) as error:
+        terminal.complain(str(error))
+        return 2
+    except APITimeoutError as error:
+        terminal.complain("%s; here: --timeout SECONDS" % error)
+        return 1
+    except BridgeError as error:
+        terminal.complain(str(error))
+        return 1
+
+
+def _provider(asked: argparse.Namespace) -> VLLMProvider:
+    url = None if asked.base_url is None else normalise_base_url(asked.base_url, "--base-url")
+    keys = [] if asked.api_key is None else [Key(asked.api_key, path="--api-key")]
+    provider = VLLMProvider(config=ProviderConfig(NetworkConfig(url), keys=keys))
+    if asked.timeout is not None:
+        provider = provider.with_options(timeout=asked.timeout, stream_idle_timeout=asked.timeout)
+    return provider
+
+
+# ---------------------------------------------------------------- arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '([^']*)'", message)
+        if found and "COMMAND" in message:
+            message = "no command %r%s; the first word is one of: %s" % (
+                found.group(1), _meant([found.group(1)], _HELP), ", ".join(_HELP))
+        super().error(message)
+
+
+def _parse(argv: List[str]) -> argparse.Namespace:
+    parser, commands = _parsers(argv)
+    asked, rest = parser.parse_known_args(argv)
+    if asked.command is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    mine = commands[asked.command]
+    options = [word for word in rest if word.startswith("-") and word != "-"]
+    if options or (rest and not hasattr(asked, "words")):
+        known = re.findall(r"--[a-z-]+", mine.format_help())
+        mine.error("unrecognized arguments: %s%s" % (" ".join(rest), _meant(options, known)))
+    if rest:  # words behind an option that came between them
+        asked.words = asked.words + rest
+    if hasattr(asked, "parameters"):
+        asked.parameters = dict(asked.parameters)
+    _take_early(asked, mine)
+    return asked
+
+
+def _meant(words: List[str], known: Iterable[str]) -> str:
+    """Name the first of `known` that is near one of `words`."""
+    import difflib  # only a mistake needs it
+
+    near = [match for word in words for match in difflib.get_close_matches(word.partition("=")[0], known, 1)]
+    return " (did you mean %s?)" % near[0] if near else ""
+
+
+def _take_early(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Take over the options that stand before the command; for ``serve`` they would mean something else."""
+    for name in ("base_url", "api_key", "timeout"):
+        early = getattr(asked, "early_" + name)
+        if early is None:
+            continue
+        if asked.command == "serve":
+            parser.error("--%s must stand behind serve" % name.replace("_", "-"))
+        if getattr(asked, name) is None:
+            setattr(asked, name, early)
+
+
+def _parsers(argv: List[str]) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
+    """Return the parser and those of the commands that `argv` can mean: where a command comes first, that one.
+
+    Each parser takes half a millisecond to make, and the gateway is loaded only for its own.
+    """
+    parser = _Parser(
+        prog="vllm-bridge", description="vLLM servers from the command line.", epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version="vllm-bridge " + __version__)
+    _connection(parser, "early_")
+    choose = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands: Dict[str, argparse.ArgumentParser] = {}
+    for name in argv[:1] if argv and argv[0] in _HELP else _HELP:
+        text = _HELP[name]
+        commands[name] = mine = choose.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        if name != "serve":
+            _arguments(name, mine)
+        elif "serve" in argv:
+            from ..gateway import command
+
+            command.add_arguments(mine)
+    return parser, commands
+
+
+def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _connection(parser)
+    add("--json", action="store_true", help="print the whole reply as JSON")
+    if name != "models":
+        add("--model", "-m", help="the model; may be left out if the server has one")
+    if name not in ("models", "check"):
+        add("--param", "-p", action="append", default=[], type=_parameter, dest="parameters", metavar="NAME=VALUE",
+            help="any parameter of the request; the value is JSON or a string")
+    if name in ("chat", "responses", "complete"):
+        add("words", nargs="*", metavar="PROMPT",
+            help="may be several words; - stands for standard input, which is also read if there is none")
+    if name in ("chat", "responses"):
+        add("--system", "-s", metavar="TEXT", help="the system message")
+    lines = "one an argument; without any, one a line of standard input"
+    if name == "embed":
+        add("words", nargs="*", metavar="TEXT", help=lines)
+    elif name == "rerank":
+        add("query", metavar="QUERY")
+        add("words", nargs="*", metavar="DOCUMENT", help=lines)
+    elif name == "transcribe":
+        add("file", metavar="FILE", help="an audio file; - is standard input")
+
+
+def _connection(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    hidden = argparse.SUPPRESS if prefix else None
+    add = parser.add_argument
+    add("--base-url", dest=prefix + "base_url", metavar="URL", help=hidden or "the server")
+    add("--api-key", dest=prefix + "api_key", metavar="KEY", help=hidden or "its API key")
+    add("--timeout", dest=prefix + "timeout", type=float, metavar="SECONDS",
+        help=hidden or "silence after which a call is given up (default: 300, in a stream 120, in check 30)")
+
+
+def _parameter(text: str) -> Tuple[str, Any]:
+    """Read ``name=value``: the value is JSON, or else the string that it is."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError("expected NAME=VALUE, got %r" % text)
+    try:
+        return name, json.loads(value, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are words here

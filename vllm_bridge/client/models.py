@@ -1,0 +1,102 @@
+"""The models of all servers in one list (SPEC §8)."""
+
+import threading
+from typing import Any, Dict, List, Optional, Tuple
+
+from .call import Caller, Options
+from ..config.settings import Key
+from ..errors import BridgeError, ResponseDecodeError
+from .fleet import KeyRing
+from ..api.records import ModelList, decode
+from .reply import Reply
+
+__all__ = ["collect"]
+
+PATH = "/v1/models"
+
+
+def collect(caller: Caller, options: Options) -> ModelList:
+    """Ask every server, all at once, and merge their lists by id.
+
+    A key's allow-list, block-list and aliases apply. With several keys ``key_statuses`` tells which of them answered;
+    if none did, the last error is raised. A key that the options name is the only one asked.
+    """
+    keys = [key for key in caller.ring.keys if key.enabled and _is_meant(key, options)]
+    if not keys:
+        caller.ring.select(None, frozenset(), options.key_id, options.key_name)  # says what is wrong
+    if len(caller.ring.keys) == 1:
+        key = caller.ring.keys[0]
+        reply = caller.reply("GET", PATH, None, None, options)
+        payload = _payload(reply)
+        payload["data"] = _allowed(payload["data"], key)
+        return ModelList(payload)
+    answers = _ask_all(caller, keys, options)
+    models: Dict[str, Any] = {}
+    statuses = []
+    failure: Optional[BridgeError] = None
+    for position, (key, (found, error)) in enumerate(zip(keys, answers)):
+        name = key.id or key.name or str(position)
+        status: Dict[str, Any] = {"key_id": name, "provider": "vllm", "status": "success"}
+        if error is not None:
+            failure = error
+            status.update(status="list_models_failed", error={"message": error.message, "code": error.code})
+        statuses.append(status)
+        for model in _allowed(found, key):
+            models.setdefault(str(model.get("id")), model)
+    if failure is not None and not any(status["status"] == "success" for status in statuses):
+        raise failure
+    data = [models[name] for name in sorted(models)]
+    return ModelList({"object": "list", "data": data, "key_statuses": statuses})
+
+
+def _is_meant(key: Key, options: Options) -> bool:
+    if options.key_id:
+        return key.id == options.key_id
+    return not options.key_name or key.name == options.key_name
+
+
+_Answer = Tuple[List[Dict[str, Any]], Optional[BridgeError]]
+
+
+def _ask_all(caller: Caller, keys: List[Key], options: Options) -> List[_Answer]:
+    answers: List[_Answer] = [([], None)] * len(keys)
+
+    def ask(position: int, key: Key) -> None:
+        try:
+            answers[position] = (_payload(caller.get(PATH, key, options))["data"], None)
+        except BridgeError as error:
+            answers[position] = ([], error)
+
+    threads = [threading.Thread(target=ask, args=item, daemon=True) for item in enumerate(keys)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def _payload(reply: Reply) -> Dict[str, Any]:
+    payload = reply.read(lambda: _checked(decode(reply.body)))
+    payload["data"] = [model for model in payload["data"] if isinstance(model, dict)]
+    for model in payload["data"]:
+        if "max_model_len" in model:  # vLLM's word for what other servers call so (SPEC §8)
+            model.setdefault("context_length", model["max_model_len"])
+    return payload
+
+
+def _checked(payload: Any) -> Dict[str, Any]:
+    if not isinstance(payload, dict) or not isinstance(payload.get("data"), list):
+        raise ResponseDecodeError("the server sent no list of models", payload=payload)
+    return payload
+
+
+def _allowed(models: List[Dict[str, Any]], key: Key) -> List[Dict[str, Any]]:
+    """Return the models that a key lets through, each alias beside the model that it stands for."""
+    shown = []
+    for model in models:
+        name = str(model.get("id"))
+        names = [name] + [alias for alias, real in key.aliases.items() if real == name]
+        for label in names:
+            if KeyRing.allows(key, label):
+                shown.append(model if label == name else {**model, "id": label, "alias": name})
+    return shown

@@ -1,0 +1,128 @@
+"""What may be tried again, and how long to wait first (SPEC "We decided" 4, §9.3)."""
+
+import logging
+import random as _random
+import re
+from typing import Callable, Optional
+
+from ..errors import APIConnectionError, APIStatusError, BridgeError
+
+__all__ = ["CONNECTION_NOT_MADE", "LONGEST_WAIT", "RetryPolicy", "parse_retry_after"]
+
+# The ``code`` of an APIConnectionError raised before any byte was sent: refused, unresolved, a TLS
+# handshake that failed, a connect timeout. Only these prove that the server never saw the request.
+CONNECTION_NOT_MADE = "connection_not_made"
+
+LONGEST_WAIT = 60.0  # seconds; a server that asks for more gets its error handed on at once
+
+_BUSY = frozenset((429, 502, 503, 504))
+_log = logging.getLogger("vllm_bridge")
+
+
+class RetryPolicy:
+    """Decide after each failure whether and when the request goes out again.
+
+    `random` gives numbers from 0 up to 1.
+    """
+
+    def __init__(
+        self,
+        max_retries: int = 2,
+        initial_ms: float = 500,
+        max_ms: float = 5000,
+        *,
+        random: Callable[[], float] = _random.random,
+        longest_wait: float = LONGEST_WAIT,
+    ) -> None:
+        self.max_retries = max_retries
+        self.initial_ms = initial_ms
+        self.max_ms = max_ms
+        self.longest_wait = longest_wait
+        self._random = random
+
+    def should_retry(
+        self,
+        error: BridgeError,
+        *,
+        attempt: int,
+        other_key_left: bool = False,
+        retry_after: Optional[float] = None,
+    ) -> bool:
+        """Tell whether a request that failed with `error` may go out again.
+
+        `attempt` counts the tries that came before this one: 0 after the first. `other_key_left`
+        says that the next try would use another key. `retry_after` is what the server asked for, in
+        seconds. The caller does not ask once a byte of a stream has been handed on.
+        """
+        if attempt >= self.max_retries:
+            return False
+        if isinstance(error, APIConnectionError):
+            # A server that went silent, or hung up later, may be generating still (PAINS 11).
+            return bool(error.code == CONNECTION_NOT_MADE)
+        if not isinstance(error, APIStatusError):
+            return False
+        if error.status_code == 500:
+            return other_key_left
+        if error.status_code not in _BUSY:
+            return False
+        if retry_after is not None and retry_after > self.longest_wait and not other_key_left:
+            _log.info(
+                "not retried: the server answered %s and asks to wait %.0f s, more than %.0f s",
+                error.status_code, retry_after, self.longest_wait,
+            )
+            return False
+        return True
+
+    def delay(
+        self, retry_number: int, retry_after: Optional[float] = None, *, other_key_left: bool = False
+    ) -> float:
+        """Return the seconds to wait before a retry; `retry_number` is 0 before the first.
+
+        With another key to go to there is no wait: neither the failure nor ``Retry-After`` was that
+        key's. Otherwise what the server asked for, else ``min(initial * 2**n, max)`` spread by a
+        fifth to both sides and never above the maximum.
+        """
+        if other_key_left:
+            return 0.0
+        if retry_after is not None and retry_after > 0:
+            return min(retry_after, self.longest_wait)
+        # 2**64 ms is more than any maximum, and floats end at 2**1024.
+        wait = min(self.initial_ms * 2.0 ** min(retry_number, 64), self.max_ms)
+        return min(wait * (0.8 + 0.4 * self._random()), self.max_ms) / 1000.0
+
+
+def parse_retry_after(
+    value: Optional[str], now: float, milliseconds: Optional[str] = None
+) -> Optional[float]:
+    """Return the seconds that a server asks to wait, or ``None`` where it says nothing readable.
+
+    `value` is its ``Retry-After`` (seconds or an HTTP date, RFC 9110 §10.2.3), `milliseconds` its
+    ``retry-after-ms``, which wins as the finer one. `now` is the time in seconds since 1970.
+    """
+    wait = _plain_number(milliseconds)
+    if wait is not None:
+        return wait / 1000.0
+    wait = _plain_number(value)
+    if wait is not None or value is None:
+        return wait
+    return _until(value, now)
+
+
+def _plain_number(value: Optional[str]) -> Optional[float]:
+    # float() alone would take "nan", "1_0" and digits of other scripts.
+    if value is None or not re.match(r"[0-9]{1,15}(\.[0-9]{1,15})?\Z", value.strip(" \t")):
+        return None
+    return float(value)
+
+
+def _until(value: str, now: float) -> Optional[float]:
+    from email.utils import mktime_tz, parsedate_tz  # only a date needs it
+
+    try:
+        parsed = parsedate_tz(value)
+        if parsed is None:
+            return None
+        # An asctime date has no zone, and every HTTP date is GMT.
+        return max(0.0, mktime_tz(parsed[:9] + (parsed[9] or 0,)) - now)
+    except (ArithmeticError, IndexError, TypeError, ValueError):  # email.utils lets all of them out
+        return None

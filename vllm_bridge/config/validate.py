@@ -1,0 +1,363 @@
+"""Checking one setting: a value and its path in, the value ready for use out, or ``ConfigError``.
+
+Every message begins with the path of the field. A value that may be a secret is never quoted.
+"""
+
+import logging
+import os
+import re
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from urllib.parse import urlsplit
+
+from ..errors import ConfigError
+
+__all__ = ["MAX_SECONDS", "check_headers", "normalise_base_url", "normalise_timeout"]
+
+MAX_SECONDS = 1000000  # poll() counts milliseconds in an int and wraps round after 24.8 days
+_CONNECT_SECONDS = 5.0
+_SHOWN = 60  # characters of a wrong value that a message quotes
+
+_ENV = r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z"
+_CONTROL = r"[\x00-\x20\x7f-\xa0\u2028\u2029]"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\Z"
+_URL_PATH = r"[A-Za-z0-9._~!$&'()*+,;=:%/-]*\Z"
+_OPERATIONS = ("/completions", "/embeddings", "/rerank", "/responses", "/models", "/transcriptions")
+_FRAMING = frozenset(
+    "connection content-length expect keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
+)
+_log = logging.getLogger("vllm_bridge")
+_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", type(None): "null"}
+
+
+def wrong(path: str, expected: str, value: Any, secret: bool = False) -> ConfigError:
+    """Return the error for a value that is not what was `expected`."""
+    return ConfigError("%s: expected %s, got %s" % (path, expected, _shown(value, secret)))
+
+
+def _shown(value: Any, secret: bool) -> str:
+    kind = _KINDS.get(type(value))
+    if kind is None:
+        if isinstance(value, Mapping):
+            return "an object"
+        return "a list" if isinstance(value, (list, tuple)) else type(value).__name__
+    if secret:
+        return kind
+    if value is None:
+        return "null"
+    if type(value) is int and value.bit_length() > 128:  # repr() of a huge one raises since 3.11
+        return "a number of %d bits" % value.bit_length()
+    return quoted(value)
+
+
+def quoted(value: Any) -> str:
+    """Return the repr of a string or number on one line, cut to a readable length."""
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return ascii(value[:_SHOWN]) + "…"
+    return ascii(value)
+
+
+# ---------------------------------------------------------------- plain values
+
+
+def number(value: Any, path: str, *, positive: bool = False, most: float = MAX_SECONDS) -> float:
+    """Return a finite number of 0 or more, or above 0, and at most `most`."""
+    expected = "a number %s" % ("above 0" if positive else "of 0 or more")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise wrong(path, expected, value)
+    if value != value or value < 0 or (positive and value == 0):
+        raise wrong(path, expected, value)
+    if value > most:
+        raise wrong(path, "at most %d" % most, value)
+    return value
+
+
+def whole(value: Any, path: str, *, least: int = 0, most: int = MAX_SECONDS) -> int:
+    """Return a whole number between `least` and `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise wrong(path, "a whole number from %d to %d" % (least, most), value)
+    return value
+
+
+def flag(value: Any, path: str) -> bool:
+    """Return a boolean; text such as ``"false"`` is refused, for it would read as true."""
+    if not isinstance(value, bool):
+        raise wrong(path, "true or false", value)
+    return value
+
+
+def text(value: Any, path: str, *, secret: bool = False) -> str:
+    """Return a string."""
+    if not isinstance(value, str):
+        raise wrong(path, "a string", value, secret)
+    return value
+
+
+def names(value: Any, path: str) -> Tuple[str, ...]:
+    """Return a list of names as a tuple."""
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise wrong(path, "a list of names", value)
+    return tuple(text(item, "%s[%d]" % (path, index)) for index, item in enumerate(value))
+
+
+def mapping(value: Any, path: str) -> Dict[str, Any]:
+    """Return an object, its names being strings, as a new dict."""
+    if type(value) is not dict and not isinstance(value, Mapping):  # the second is slow
+        raise wrong(path, "an object", value, secret=True)
+    for name in value:
+        if not isinstance(name, str):
+            raise wrong(path, "names that are strings", name)
+    return dict(value)
+
+
+def known(found: Iterable[str], allowed: Iterable[str], ignored: Iterable[str], path: str) -> List[str]:
+    """Return those of the names that are `allowed`; raise for one that is in neither list.
+
+    Names beginning with ``$`` or ``_`` are remarks (``$schema``, ``_comment``).
+    """
+    allowed = list(allowed)
+    skipped = frozenset(ignored)
+    kept = []
+    for name in found:
+        if name in allowed:
+            kept.append(name)
+        elif name not in skipped and not name.startswith(("$", "_")):
+            import difflib  # only a mistake needs it
+
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = "did you mean %r?" % near[0] if near else "known are %s" % ", ".join(sorted(allowed))
+            raise ConfigError("%s: unknown setting %s; %s" % (path, quoted(name), hint))
+    return kept
+
+
+# ---------------------------------------------------------------- env.NAME
+
+
+def env_name(value: Any) -> Optional[str]:
+    """Return the variable that a value ``env.NAME`` names, else ``None``."""
+    match = re.compile(_ENV).match(value) if isinstance(value, str) else None
+    return match.group(1) if match else None
+
+
+def env_text(value: Any, path: str, environ: Mapping[str, str], *, secret: bool = False) -> str:
+    """Return a string, the variable's content in place of ``env.NAME``; an unset one is an error.
+
+    White space around a variable's content goes: a mounted secret often ends with a line end.
+    """
+    name = env_name(value)
+    if name is None:
+        return text(value, path, secret=secret)
+    content = environ.get(name, "").strip()
+    if not content:
+        state = "empty" if name in environ else "not set"
+        raise ConfigError("%s: the environment variable %s is %s; set it" % (path, name, state))
+    return content
+
+
+def header_text(value: str, path: str) -> str:
+    """Return a string that may stand in a header; the message does not quote it."""
+    value = value.strip(" \t")
+    if not _HEADER_VALUE.match(value):
+        raise ConfigError("%s: has a line break or another character that no HTTP header can carry" % path)
+    return value
+
+
+# ---------------------------------------------------------------- headers, timeouts
+
+
+def check_headers(headers: Any, path: str, environ: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
+    """Return headers as a new dict, checked; with `environ`, ``env.NAME`` values are filled in.
+
+    Headers that frame the message (``Content-Length``, ``Transfer-Encoding``, ``Connection``, ...)
+    are refused: the connection sets them.
+    """
+    checked: Dict[str, str] = {}
+    seen = set()
+    for name, value in mapping(headers, path).items():
+        folded = name.lower()
+        if folded in seen or folded in _FRAMING or not _TOKEN.match(name):
+            raise _unfit(name, path, folded in seen)
+        seen.add(folded)
+        if type(value) is str and environ is None and _HEADER_VALUE.match(value):
+            checked[name] = value.strip(" \t")
+            continue
+        where = "%s.%s" % (path, name)
+        if environ is not None:
+            value = env_text(value, where, environ, secret=True)
+        checked[name] = header_text(text(value, where, secret=True), where)
+    return checked
+
+
+def _unfit(name: str, path: str, twice: bool) -> ConfigError:
+    """Say why a header may not have this name."""
+    if not _TOKEN.match(name):
+        return ConfigError("%s.%s: is no header name; letters, digits and - are" % (path, quoted(name)))
+    if twice:
+        return ConfigError("%s.%s: is there twice, in different case" % (path, name))
+    return ConfigError("%s.%s: is set by the connection itself; leave it out" % (path, name))
+
+
+def normalise_timeout(
+    value: Any, path: str, connect: Optional[float] = _CONNECT_SECONDS
+) -> Tuple[Optional[float], Optional[float]]:
+    """Return the (connect, read) limits in seconds, ``None`` meaning no limit.
+
+    A number is the read limit, the silence allowed between two bytes; connecting then may take
+    that long too, but not longer than `connect`. ``None`` lifts both limits.
+    """
+    if value is None:
+        return None, None
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ConfigError("%s: expected a number or a pair (connect, read), got %d values" % (path, len(value)))
+        first, second = (
+            None if part is None else float(number(part, "%s[%d]" % (path, index), positive=True))
+            for index, part in enumerate(value)
+        )
+        return first, second
+    read = float(number(value, path, positive=True))
+    return (read if connect is None else min(connect, read)), read
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def normalise_base_url(url: Any, path: str, *, secret: bool = False) -> str:
+    """Return ``scheme://host[:port][/prefix]`` without a trailing ``/`` or ``/v1``.
+
+    ``http://`` is added where there is no scheme. Credentials in the URL are refused, for a URL is
+    shown in errors and logs. With `secret` a message quotes nothing of the value.
+    """
+    url = text(url, path, secret=secret)
+    scheme, host, prefix = split_url(url, path, ("http", "https"), secret=secret)
+    prefix = prefix.rstrip("/")
+    if prefix.endswith("/v1"):
+        prefix = prefix[:-3].rstrip("/")
+    elif prefix.endswith(_OPERATIONS) and "/v1/" in prefix:
+        raise ConfigError(
+            "%s: is the URL of one operation; give the server's alone, up to the port: http://host:8000" % path
+        )
+    return "%s://%s%s" % (scheme, host, prefix)
+
+
+def split_url(url: str, path: str, schemes: Tuple[str, ...], *, secret: bool = False) -> Tuple[str, str, str]:
+    """Split a URL into scheme, ``host[:port]`` and path; `schemes[0]` stands where none is given."""
+    expected = "a URL such as %s://host:8000, with a host name or an address (IPv6 in brackets)" % schemes[0]
+    secret = secret or "@" in url or "?" in url
+    if not url or re.compile(_CONTROL).search(url) or "\\" in url:
+        found = "nothing" if not url else "white space, a control character or a backslash in it"
+        raise ConfigError("%s: expected %s, got %s" % (path, expected, found))
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        scheme, rest = schemes[0], url
+    scheme = scheme.lower()
+    if scheme not in schemes:
+        raise ConfigError(
+            "%s: expected a URL beginning with %s" % (path, " or ".join("%s://" % name for name in schemes))
+            + ("" if secret else ", got %s" % quoted(url))
+        )
+    try:
+        parts = urlsplit("%s://%s" % (scheme, rest))
+    except ValueError:  # brackets that do not pair, characters that NFKC makes into others
+        raise wrong(path, expected, url, secret) from None
+    if "@" in parts.netloc:
+        raise ConfigError("%s: must not hold a user and password; give them apart (a key's value, extra_headers, "
+                          "a proxy's username and password)" % path)
+    if "?" in url or "#" in url:
+        raise ConfigError("%s: must not hold a query or a fragment (? or #)" % path)
+    if not re.compile(_URL_PATH).match(parts.path):
+        raise wrong(path, "a path of ASCII letters, others percent-encoded", url, secret)
+    host, colon, port = _host_and_port(parts.netloc)
+    host = _host(host)
+    if not host:
+        raise wrong(path, expected, url, secret)
+    if colon:
+        if not re.match(r"[0-9]{1,5}\Z", port) or not 0 < int(port) < 65536:
+            raise wrong(path, "a port from 1 to 65535 behind the host", url, secret)
+        host = "%s:%d" % (host, int(port))
+    return scheme, host, parts.path
+
+
+def _host_and_port(netloc: str) -> Tuple[str, str, str]:
+    if netloc.startswith("["):
+        host, _, rest = netloc.partition("]")
+        return host + "]", rest[:1], rest[1:] if rest.startswith(":") else "?"
+    return netloc.partition(":")
+
+
+def _host(host: str) -> str:
+    """Return a host in the form that goes on the wire, or "" if it is none."""
+    if host.startswith("["):
+        import ipaddress  # only an IPv6 address needs it
+
+        try:
+            ipaddress.IPv6Address(host[1:-1].partition("%")[0])
+        except ValueError:
+            return ""
+        return host.lower()
+    try:
+        host = host.encode("idna").decode("ascii") if not host.isascii() else host
+    except UnicodeError:
+        return ""
+    labels = host[:-1].split(".") if host.endswith(".") else host.split(".")
+    return host.lower() if all(re.compile(_LABEL).match(label) for label in labels) else ""
+
+
+# ---------------------------------------------------------------- settings that may be env.NAME
+
+
+def address(value: Any, path: str, environ: Mapping[str, str]) -> Optional[str]:
+    """Return a server's base URL, normalised, or ``None`` for an empty one."""
+    if value is None or value == "":
+        return None
+    # What a variable holds may be a secret put in the wrong place.
+    from_variable = env_name(value) is not None
+    return normalise_base_url(env_text(value, path, environ), path, secret=from_variable)
+
+
+def optional(value: Any, path: str, environ: Optional[Mapping[str, str]] = None) -> Optional[str]:
+    """Return a string, or ``None`` for an empty one; with `environ`, ``env.NAME`` is filled in."""
+    if value is None or value == "":
+        return None
+    if environ is None:
+        return text(value, path)
+    return env_text(value, path, environ, secret=True)
+
+
+def key_value(value: Any, path: str, environ: Mapping[str, str]) -> str:
+    """Return an API key; a variable that is not set gives none, and a warning that names it.
+
+    vLLM started without ``--api-key`` needs none, so that is no error.
+    """
+    value = text(value, path, secret=True).strip()
+    name = env_name(value)
+    if name is not None:
+        if name not in environ:
+            _log.warning("%s: the environment variable %s is not set, so no API key is sent", path, name)
+        value = environ.get(name, "").strip()
+    return header_text(value, path)
+
+
+def certificates(value: Any, path: str, environ: Mapping[str, str]) -> Optional[str]:
+    """Return PEM text, or the path of a bundle, after reading it once."""
+    pem = optional(value, path, environ)
+    if pem is None:
+        return None
+    import ssl  # only a private authority needs it
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if "-----BEGIN" in pem:
+            context.load_verify_locations(cadata=pem)
+            return pem
+        pem = os.path.expanduser(pem)
+        if os.path.isdir(pem):
+            context.load_verify_locations(capath=pem)
+        else:
+            context.load_verify_locations(cafile=pem)
+    except FileNotFoundError:
+        raise ConfigError("%s: there is no such file, and it is no PEM text" % path) from None
+    except (OSError, TypeError, ValueError):  # ssl.SSLError is an OSError
+        raise ConfigError("%s: holds no certificate that can be read (PEM)" % path) from None
+    return pem

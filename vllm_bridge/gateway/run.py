@@ -1,0 +1,140 @@
+"""Running the gateway: the banner, the server, its worker processes."""
+
+import logging
+import socket
+import sys
+import threading
+from typing import Any, Dict, List, Optional, TextIO, Tuple
+
+from ..config.settings import Key
+from ..errors import BridgeError
+from ..version import __version__
+from ..vllm import VLLMProvider
+from . import access_log
+from ..server import workers
+from .app import Gateway
+from ..server.listener import GatewayServer, listen
+from .settings import Settings
+
+__all__ = ["serve"]
+
+logger = logging.getLogger("vllm_bridge.gateway")
+
+_ANSWER_WITHIN = 3.0  # seconds that a server has to name its models for the banner
+_MODELS_SHOWN = 5
+
+
+def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[TextIO] = None) -> int:
+    """Run the gateway until SIGTERM or Ctrl-C and return the exit code; call it in the main thread.
+
+    The banner and the access log go to `out`, everything else to `errors`. Raises `ConfigError`.
+    """
+    settings.check_address()
+    out = sys.stdout if out is None else out
+    errors = sys.stderr if errors is None else errors
+    access_log.set_up(settings.log_format, out, errors)
+    try:
+        sock = listen(settings.host, settings.port)
+    except OSError as error:
+        reason = error.strerror or error
+        print("vllm-bridge: cannot listen on %s:%d: %s" % (settings.host, settings.port, reason), file=errors)
+        return 1
+    gateway = Gateway(settings)
+    banner = _Banner(settings, sock, out)
+
+    def make_server(listener: socket.socket, index: int) -> GatewayServer:
+        gateway.metrics.claim(index)
+        if index == 0:
+            banner.show_servers()
+        return GatewayServer(
+            gateway,
+            sock=listener,
+            max_connections=settings.max_connections,
+            graceful_timeout=settings.graceful_timeout,
+            max_body=settings.max_body,
+            multiprocess=settings.workers > 1,
+        )
+
+    try:
+        banner.show_address()
+        return workers.run(
+            make_server,
+            sock,
+            settings.workers,
+            graceful_timeout=settings.graceful_timeout,
+            worker_started=banner.worker_started,
+        )
+    finally:
+        banner.close()
+        gateway.close()
+
+
+class _Banner:
+    """Says where the gateway is, and which servers and models stand behind it; asking them holds nothing up."""
+
+    def __init__(self, settings: Settings, sock: socket.socket, out: TextIO) -> None:
+        self._settings = settings
+        self._address: Tuple[Any, ...] = sock.getsockname()
+        self._out = out
+        self._json = settings.log_format == "json"
+        self._shown = False
+        self._thread: Optional[threading.Thread] = None
+
+    def show_address(self) -> None:
+        """Print the address."""
+        host, port = self._address[:2]
+        url = "http://%s:%d" % ("[%s]" % host if ":" in host else host, port)
+        if self._json:
+            self._print_json({"message": "listening", "url": url, "version": __version__})
+            return
+        print("vllm-bridge %s listens on %s (base_url for OpenAI clients: %s/v1)" % (__version__, url, url),
+              file=self._out, flush=True)
+        if self._settings.insecure and not self._settings.api_keys:
+            print("  without an API key: everybody who reaches this address can use it", file=self._out, flush=True)
+
+    def worker_started(self, index: int, pid: int) -> None:
+        """Remember in the parent that the first worker shows the servers; its successor need not."""
+        self._shown = True
+
+    def show_servers(self) -> None:
+        """Ask the servers for their models from a thread, and print them."""
+        if not self._shown:
+            self._thread = threading.Thread(target=self._ask, daemon=True, name="vllm-bridge-banner")
+            self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the thread."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _ask(self) -> None:
+        keys = [key for key in self._settings.provider.resolved_keys() if key.enabled]
+        found: Dict[int, str] = {}
+        threads = [
+            threading.Thread(target=lambda at=at, key=key: found.update({at: self._models(key)}), daemon=True)
+            for at, key in enumerate(keys)
+        ]
+        for thread in threads:
+            thread.start()
+        for at, (key, thread) in enumerate(zip(keys, threads)):
+            thread.join()
+            label = "%s (%s)" % (key.url, key.name) if key.name else str(key.url)
+            if self._json:
+                self._print_json({"message": "server", "url": key.url, "name": key.name, "models": found.get(at)})
+            else:
+                print("  %s  %s" % (label, found.get(at, "")), file=self._out, flush=True)
+
+    def _models(self, key: Key) -> str:
+        config = self._settings.provider.replace(keys=[key])
+        try:
+            with VLLMProvider(config=config, timeout=_ANSWER_WITHIN, max_retries=0) as provider:
+                names: List[str] = [str(model.get("id")) for model in provider.list_models()["data"]]
+        except BridgeError as error:
+            return "does not answer yet: %s" % error.message
+        more = ", and %d more" % (len(names) - _MODELS_SHOWN) if len(names) > _MODELS_SHOWN else ""
+        return ", ".join(names[:_MODELS_SHOWN]) + more
+
+    def _print_json(self, entry: Dict[str, Any]) -> None:
+        import json
+
+        print(json.dumps(entry), file=self._out, flush=True)
