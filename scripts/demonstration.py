@@ -1,7 +1,9 @@
 """The steps of ./scripts/demo: start what is needed, show every operation through the gateway, stop it all."""
 
 import argparse
+import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+import wave
 from types import FrameType
 from typing import Any, Callable, Iterator, List, Optional
 
@@ -111,22 +114,60 @@ class Show:
             yield "(%d tokens in, %d out, %.0f ms)" % (
                 reply.usage.prompt_tokens, reply.usage.completion_tokens, 1000 * took)
 
-    def stream(self) -> Iterator[str]:
+    def chat_stream(self) -> Iterator[str]:
         question = "Count the ways in which a token can travel to a terminal, one after another."
         yield "> " + question
+        yield from self.told(lambda: self.vllm.chat_completion_stream(
+            model=self.model, messages=user(question), max_tokens=100), lambda chunk: text_of(chunk.choices[0].delta))
+
+    def responses(self) -> Iterator[str]:
+        question = "Name a prime."
+        yield "> " + question
+        reply = self.vllm.responses(model=self.model, input=question)
+        yield reply.output_text
+        yield "(%s, %s)" % (reply.id, reply.status)
+
+    def responses_stream(self) -> Iterator[str]:
+        question = "Name a few more."
+        yield "> " + question
+        yield from self.told(lambda: self.vllm.responses_stream(model=self.model, input=question),
+                             lambda event: event.delta if event.type == "response.output_text.delta" else "")
+
+    def completion(self) -> Iterator[str]:
+        prompt = "2, 3, 5, 7,"
+        yield "> " + prompt
+        yield self.vllm.text_completion(model=self.model, prompt=prompt, max_tokens=16).text
+
+    def completion_stream(self) -> Iterator[str]:
+        prompt = "a, b, c,"
+        yield "> " + prompt
+        yield from self.told(lambda: self.vllm.text_completion_stream(
+            model=self.model, prompt=prompt, max_tokens=16), lambda chunk: chunk.text)
+
+    def transcription(self) -> Iterator[str]:
+        yield "> one second of a tone, as WAV"
+        yield self.vllm.transcription(model=self.model, file=("tone.wav", tone(), "audio/wav")).text
+
+    def transcription_stream(self) -> Iterator[str]:
+        yield "> the same"
+        yield from self.told(lambda: self.vllm.transcription_stream(
+            model=self.model, file=("tone.wav", tone(), "audio/wav")), lambda event: event.delta)
+
+    def told(self, start: Callable[[], Any], text: Callable[[Any], Optional[str]]) -> Iterator[str]:
+        """Print the text of a stream's items as they come, then yield how many had some, and when."""
         started = time.perf_counter()
         first: Optional[float] = None
         count = 0
         print("    ", end="", flush=True)
-        with self.vllm.chat_completion_stream(model=self.model, messages=user(question), max_tokens=100) as stream:
-            for chunk in stream:
-                text = text_of(chunk.choices[0].delta)
-                if text:
+        with start() as stream:
+            for item in stream:
+                piece = text(item)
+                if piece:
                     first = first or time.perf_counter() - started
                     count += 1
-                print(text.replace("\n", "\n    "), end="", flush=True)
+                    print(piece.replace("\n", "\n    "), end="", flush=True)
         print(flush=True)
-        yield "(%d chunks, the first after %.0f ms, the last after %.0f ms)" % (
+        yield "(%d pieces, the first after %.0f ms, the last after %.0f ms)" % (
             count, 1000 * (first or 0), 1000 * (time.perf_counter() - started))
 
     def embeddings(self) -> Iterator[str]:
@@ -154,6 +195,18 @@ def text_of(message: Any) -> str:
     return message.content or message.reasoning or ""
 
 
+def tone() -> bytes:
+    """Return one second of 440 Hz as a WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(16000)
+        swing = (int(9000 * math.sin(2 * math.pi * 440 * number / 16000)) for number in range(16000))
+        sound.writeframes(b"".join(level.to_bytes(2, "little", signed=True) for level in swing))
+    return file.getvalue()
+
+
 def say(text: str) -> None:
     """Print a text, indented."""
     print(textwrap.indent(text.strip("\n"), "    "), flush=True)
@@ -176,9 +229,15 @@ def show_all(url: str, gateway: Gateway, real: bool, serve: bool) -> int:
         return 1
     show.model = names[0]
     show.step("POST /v1/chat/completions", show.chat)
-    show.step("POST /v1/chat/completions, streamed", show.stream)
+    show.step("POST /v1/chat/completions, streamed", show.chat_stream)
+    show.step("POST /v1/responses", show.responses)
+    show.step("POST /v1/responses, streamed", show.responses_stream)
+    show.step("POST /v1/completions", show.completion)
+    show.step("POST /v1/completions, streamed", show.completion_stream)
     show.step("POST /v1/embeddings", show.embeddings)
     show.step("POST /v1/rerank", show.rerank)
+    show.step("POST /v1/audio/transcriptions", show.transcription)
+    show.step("POST /v1/audio/transcriptions, streamed", show.transcription_stream)
     vllm.close()
     # A real chat server has no embeddings, and the other way round.
     failed = show.shown < 2 if real else show.failed > 0

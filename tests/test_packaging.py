@@ -55,7 +55,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[Path, Path
     for name in ("tests", "scripts"):  # must not get into the wheel
         (source / name).mkdir()
         (source / name / "__init__.py").write_text("")
-    for name in ("pyproject.toml", "setup.cfg", "setup.py", "README.md"):
+    for name in ("pyproject.toml", "setup.cfg", "setup.py", "README.md", "LICENSE"):
         shutil.copy(str(ROOT / name), str(source / name))
     pip = pip_for(folder)
     ran = call(*pip, "wheel", "--no-deps", "--wheel-dir", "dist", "./source", cwd=folder)
@@ -90,6 +90,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Tuple[Path, Path]) 
             if path.is_file() and "__pycache__" not in path.parts}
     assert held == here
     assert "vllm_bridge/py.typed" in held
+
+
+def test_the_license_comes_along(built: Tuple[Path, Path]) -> None:
+    text = (ROOT / "LICENSE").read_bytes()
+    assert text.startswith(b"MIT License\n\nCopyright (c) 2026 The vllm-bridge authors\n")
+    with zipfile.ZipFile(str(built[0])) as wheel:
+        places = [name for name in wheel.namelist() if name.rpartition("/")[2] == "LICENSE"]
+        assert [wheel.read(place) for place in places] == [text]
 
 
 def test_the_wheel_needs_requests_alone(built: Tuple[Path, Path]) -> None:

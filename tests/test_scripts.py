@@ -62,12 +62,17 @@ def check_shown(shown: str) -> None:
     """Every operation has its heading, and behind it an answer and no failure."""
     parts = dict(re.findall(r"^((?:GET|POST) [^\n]+)\n((?:    .*\n)+)", shown, re.M))
     assert list(parts) == [
-        "GET /v1/models", "POST /v1/chat/completions", "POST /v1/chat/completions, streamed", "POST /v1/embeddings",
-        "POST /v1/rerank",
+        "GET /v1/models", "POST /v1/chat/completions", "POST /v1/chat/completions, streamed", "POST /v1/responses",
+        "POST /v1/responses, streamed", "POST /v1/completions", "POST /v1/completions, streamed", "POST /v1/embeddings",
+        "POST /v1/rerank", "POST /v1/audio/transcriptions", "POST /v1/audio/transcriptions, streamed",
     ]
     assert parts["GET /v1/models"].strip() == "vllm/echo"
     assert "You said: What is the capital of France?" in parts["POST /v1/chat/completions"]
-    assert re.search(r"\((\d\d) chunks, the first after ", parts["POST /v1/chat/completions, streamed"])
+    for name, text in (("responses", "You said: Name a "), ("completions", "You said: "),
+                       ("audio/transcriptions", "I heard tone.wav: ")):
+        assert text in parts["POST /v1/" + name] and text in parts["POST /v1/%s, streamed" % name]
+    streamed = [part for heading, part in parts.items() if heading.endswith(", streamed")]
+    assert all(re.search(r"\(\d+ pieces, the first after \d+ ms, the last after \d+ ms\)", part) for part in streamed)
     assert parts["POST /v1/embeddings"].count("8 numbers") == 2
     best = parts["POST /v1/rerank"].splitlines()[1]
     assert best.endswith("The capital of France is Paris.")
@@ -91,8 +96,8 @@ def test_the_demo_with_a_real_server(clone: Path, environ: Dict[str, str]) -> No
         asked = [request.path for request in server.requests]
     assert ran.returncode == 0, ran.stderr
     assert "vLLM server          " + server.url in ran.stdout and "Stand-in" not in ran.stdout
-    assert ran.stdout.count("did not work: ") == 2  # a chat server has no embeddings and no rerank
-    assert asked.count("/v1/chat/completions") == 2
+    assert ran.stdout.count("did not work: ") == 6  # a chat server has no completions, embeddings, rerank, audio
+    assert asked.count("/v1/chat/completions") == 4  # the Responses go over chat
 
 
 def test_the_demo_with_a_server_that_is_not_there(clone: Path, environ: Dict[str, str]) -> None:
