@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import pytest
 
 from faces import LONG, Address, Answer, ask, chat, log_lines, own, until
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, delta, event
 from vllm_bridge.config.settings import ProviderConfig
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.errors import ConfigError
@@ -361,6 +362,35 @@ def test_a_client_that_leaves_is_counted_as_such(echo: EchoServer) -> None:
         assert lines[0]["status"] == 499
         text = ask(address, "GET", "/metrics").body.decode()
         assert 'vllm_bridge_requests_in_flight{operation="chat_completion"} 0\n' in text
+        assert 'vllm_bridge_requests_total{operation="chat_completion",model="other",status="499"} 1\n' in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_during_a_fallback_ends_it_all(stream: bool) -> None:
+    missing = answer({"error": {"message": "no", "code": 404}}, "404 Not Found")
+    with log_lines() as lines, Scripted(["request", missing, "request", "hold"]) as server:
+        with gateway(provider={"keys": [{"url": server.url}]}, log_format="json") as address:
+            body = json.dumps(chat("x", model="gone", fallbacks=["other", "echo"], stream=stream)).encode()
+            with socket.create_connection(address) as sock:
+                head = "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT, len(body))
+                sock.sendall(head.encode() + body)
+                server.until("request", 2)
+            until(lambda: lines)
+            assert lines[0]["status"] == 499
+        assert [request.json["model"] for request in server.requests] == ["gone", "other"]
+
+
+def test_a_stream_gives_its_connection_back() -> None:
+    for path, body in ((CHAT, chat("x", stream=True)),
+                       ("/v1/completions", {"model": "m", "prompt": "x", "stream": True}),
+                       ("/v1/responses", {"model": "m", "input": "x", "stream": True})):
+        chunks = [event(delta("a")), event(delta("b", "stop")), event("[DONE]")]
+        for reply in ([b"".join([SSE_HEAD, *chunks, LAST_CHUNK])], [SSE_HEAD, *chunks, LAST_CHUNK]):
+            with Scripted(["request", *reply, "again"]) as server:
+                with gateway(provider={"keys": [{"url": server.url}]}) as address:
+                    for _ in range(4):
+                        assert ask(address, "POST", path, body).status == 200
+                assert (server.connections, len(server.requests)) == (1, 4)
 
 
 def test_a_body_that_does_not_come_is_counted(echo: EchoServer) -> None:

@@ -212,6 +212,15 @@ def test_a_wrong_body_never_reaches_the_server(
     assert len(echo.requests) == before
 
 
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_json_in_each_unicode_coding(gateway: Address, echo: EchoServer, coding: str) -> None:
+    """RFC 4627 §3 tells them apart by their first bytes, also without a byte order mark."""
+    body = json.dumps(chat("Hell\u00f6"), ensure_ascii=False).encode(coding)
+    answer = ask(gateway, "POST", "/v1/chat/completions", body)
+    assert (answer.status, answer.json["choices"][0]["message"]["content"]) == (200, "You said: Hell\u00f6")
+    assert echo.requests[-1].json["model"] == "echo"
+
+
 def test_a_transcription_needs_a_file(gateway: Address) -> None:
     body, headers = form(("model", "", b"echo"))
     answer = ask(gateway, "POST", "/v1/audio/transcriptions", body, headers)
@@ -246,6 +255,7 @@ def test_unknown_paths_and_methods(gateway: Address) -> None:
         assert ask(gateway, "POST", path, {}).status in (404, 405), path
     wrong = ask(gateway, "GET", "/v1/chat/completions")
     assert (wrong.status, wrong.headers["allow"]) == (405, "OPTIONS, POST")
+    assert wrong.error["code"] == "method_not_allowed"
     options = ask(gateway, "OPTIONS", "/v1/models")
     assert (options.status, options.headers["allow"], options.body) == (204, "GET, HEAD, OPTIONS", b"")
 
@@ -359,8 +369,10 @@ def test_web_pages_of_this_machine_may_call_and_others_not(gateway: Address, ech
     assert preflight.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert preflight.headers["access-control-allow-headers"] == "authorization, x-custom"
     assert preflight.headers["access-control-max-age"] == "86400"
+    assert "origin" in preflight.headers["vary"].lower()
     answer = ask(gateway, "POST", "/v1/chat/completions", chat("x"), {"Origin": "http://localhost:3000"})
     assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert answer.headers["vary"] == "Origin"
     assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
 
     asked["Origin"] = "http://evil.example"
