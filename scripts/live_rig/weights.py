@@ -1,14 +1,22 @@
-"""The tiny models, made by the scripts under models/ the first time that they are wanted (about a minute, 7 MB)."""
+"""The tiny models, made by the scripts under models/ the first time that they are wanted (about a minute, 7 MB).
+
+A changed script makes its model again, in a folder of another name.
+"""
 
 import os
 import pathlib
 import shutil
-from typing import Dict
+from typing import Dict, List
 
 from . import environment
 
 MAKERS = pathlib.Path(__file__).parent / "models"
-NAMES = ["chat", "embed", "rerank", "whisper"]
+
+
+def recipe(name: str) -> List[str]:
+    """Give all that a model depends on: its script, what the scripts share, and the versions."""
+    texts = [path.read_text(encoding="utf-8") for path in (MAKERS / (name + ".py"), MAKERS / "teaching.py")]
+    return texts + [environment.VLLM, environment.TORCH]
 
 
 def quiet(extra: Dict[str, str]) -> Dict[str, str]:
@@ -28,11 +36,13 @@ def quiet(extra: Dict[str, str]) -> Dict[str, str]:
 
 
 def model(name: str, python: str) -> pathlib.Path:
-    """Give the folder of a model, made from its script if this version of it is not there yet."""
+    """Give the folder of a model, made from its script if this version of it is not there yet.
+
+    RuntimeError says why it could not be made.
+    """
     script = MAKERS / (name + ".py")
     root = environment.cache()
-    folder = root / ("model-%s-%s" % (name, environment.fingerprint(
-        [script.read_text(encoding="utf-8"), environment.VLLM, environment.TORCH])))
+    folder = root / ("model-%s-%s" % (name, environment.fingerprint(recipe(name))))
     with environment.locked(root):
         if not folder.exists():
             half = folder.with_name(folder.name + ".half")

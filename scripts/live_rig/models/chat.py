@@ -10,9 +10,9 @@ the template's closed think block (``enable_thinking: false``) and a turn that f
 import json
 import pathlib
 import sys
-import time
 from typing import Any, Dict, List, Optional, Tuple
 
+import teaching
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -49,7 +49,7 @@ TEMPLATE = (
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 CONTEXT = 4096
-ENOUGH = 2e-3
+HOPEFUL = 2e-3            # a loss at which every reply is likely to be right
 STEPS = 900
 
 Example = Tuple[List[int], List[int]]          # prompt ids, reply ids
@@ -101,8 +101,11 @@ def batch(examples: List[Example]) -> Dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "attention_mask": torch.tensor(mask)}
 
 
-def learn(model: Any, examples: List[Example]) -> None:
-    """Repeat the examples until the model knows them; long and short ones apart, which saves half the padding."""
+def learn(model: Any, examples: List[Example]) -> bool:
+    """Repeat the examples until the model answers all of them, and tell whether it does.
+
+    Long and short ones are in batches of their own, which saves half the padding.
+    """
     ordered = sorted(examples, key=lambda example: len(example[0]) + len(example[1]))
     groups = [ordered[:20], ordered[20:-3], ordered[-3:]]
     batches = [batch(group) for group in groups]
@@ -111,8 +114,9 @@ def learn(model: Any, examples: List[Example]) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * (0.995 ** step if step > 50 else 1.0))
-    began = time.time()
-    for step in range(STEPS):
+
+    def step() -> float:
+        model.train()
         optimizer.zero_grad()
         losses = [model(**part).loss * share for part, share in zip(batches, shares)]
         for loss in losses:
@@ -120,40 +124,41 @@ def learn(model: Any, examples: List[Example]) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        total = sum(loss.item() for loss in losses)
-        if step % 50 == 0 or total < ENOUGH:
-            print("step %d loss %.5f after %.0f s" % (step, total, time.time() - began), flush=True)
-        if total < ENOUGH:
-            break
+        return sum(loss.item() for loss in losses)
+
+    return teaching.learnt(step, lambda: answers_all(model, examples), STEPS, HOPEFUL)
 
 
-def first_wrong(model: Any, examples: List[Example]) -> Optional[int]:
-    """Give the place of the first example that is not answered to the letter."""
+def answers_all(model: Any, examples: List[Example]) -> bool:
+    """Check that every prompt is answered to the letter at temperature 0; print the place of one that is not."""
     model.eval()
     for place, (prompt, reply) in enumerate(examples):
         ids = torch.tensor([prompt])
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=300, do_sample=False)
         if made[0, len(prompt):].tolist() != reply:
-            return place
-    return None
+            print("example %d is not answered as it should be" % place, flush=True)
+            return False
+    return True
 
 
 def main(out: pathlib.Path) -> int:
     """Make, check and save the model."""
-    torch.manual_seed(0)
     torch.set_num_threads(2)
     tokenizer = make_tokenizer()
     examples = make_examples(tokenizer)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=0, tie_word_embeddings=False)).to(torch.float32)
-    learn(model, examples)
-    model.generation_config.pad_token_id = 0
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    wrong = first_wrong(model, examples)
-    if wrong is not None:
-        print("example %d is not answered as it should be" % wrong)
+
+    def attempt(seed: int) -> Optional[Any]:
+        torch.manual_seed(seed)
+        drawn = LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=0, tie_word_embeddings=False)).to(torch.float32)
+        drawn.generation_config.pad_token_id = 0
+        drawn.generation_config.eos_token_id = tokenizer.eos_token_id
+        return drawn if learn(drawn, examples) else None
+
+    model = teaching.first_that_passes(attempt, first_seed=0)
+    if model is None:
         return 1
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
