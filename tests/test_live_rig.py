@@ -277,6 +277,116 @@ def test_every_server_has_a_model_that_is_made():
         assert (weights.MAKERS / (plan.model + ".py")).exists()
 
 
+# ---------------------------------------------------------------- scripts/live
+
+
+class Rig:
+    """scripts/live without vLLM: what it would have done, in order; `broken` are models and servers that fail."""
+
+    def __init__(self, monkeypatch, tmp_path, broken=()):
+        self.done = []
+        self.broken = broken
+        monkeypatch.setenv("VLLM_BRIDGE_LIVE_CACHE", str(tmp_path))
+        monkeypatch.delenv("VLLM_BASE_URL", raising=False)
+        monkeypatch.setattr(environment, "server_python", lambda: "python")
+        monkeypatch.setattr(environment, "client_python", lambda: "python")
+        monkeypatch.setattr(weights, "model", self.model)
+        monkeypatch.setattr(servers.Server, "start", lambda server: self.do("start " + server.name))
+        monkeypatch.setattr(servers.Server, "stop", lambda server: self.do("stop " + server.name))
+        monkeypatch.setattr(live, "wait_until_ready", self.wait)
+        monkeypatch.setattr(live, "pytest", lambda found, *more: self.do("test " + " ".join(found)) or 0)
+
+    def do(self, what):
+        if what not in self.done:
+            self.done.append(what)
+
+    def model(self, name, python):
+        self.do("model " + name)
+        if "model " + name in self.broken:
+            raise RuntimeError("the %s model could not be made: no luck" % name)
+        return pathlib.Path(name)
+
+    def wait(self, started):
+        for server in started:
+            if server.name in self.broken:
+                raise RuntimeError("%s ended while starting: no luck" % server.name)
+
+    def run(self, *arguments):
+        return live.run(live.parse(arguments))
+
+
+MODELS = ["model chat", "model embed", "model rerank", "model whisper"]
+
+
+def test_all_models_are_made_before_the_first_server_starts(monkeypatch, tmp_path):
+    rig = Rig(monkeypatch, tmp_path)
+    assert rig.run() == 0
+    assert rig.done[:5] == MODELS + ["start chat"]
+    assert [what for what in rig.done if what.startswith("test")] == ["test chat guarded", "test embed rerank",
+                                                                      "test whisper"]
+
+
+def test_only_the_models_of_the_chosen_servers_are_made(monkeypatch, tmp_path):
+    rig = Rig(monkeypatch, tmp_path)
+    assert rig.run("--servers", "whisper,guarded") == 0
+    assert rig.done[:3] == ["model chat", "model whisper", "start guarded"]
+
+
+def test_preparing_makes_the_models(monkeypatch, tmp_path, capsys):
+    rig = Rig(monkeypatch, tmp_path)
+    assert rig.run("--prepare") == 0
+    assert rig.done == MODELS
+    rig = Rig(monkeypatch, tmp_path, broken=["model embed"])
+    assert rig.run("--prepare") == 1
+    assert rig.done == MODELS
+    assert capsys.readouterr().out.splitlines()[-2] == "live: FAILED: the embed model could not be made: no luck"
+
+
+@pytest.mark.parametrize("broken,lines", [
+    (["model rerank"], ["embed and rerank: the rerank model could not be made: no luck"]),
+    (["rerank"], ["embed and rerank: rerank ended while starting: no luck"]),
+    (["model chat"], ["chat and guarded: the chat model could not be made: no luck"]),
+    (["guarded", "model whisper"], ["chat and guarded: guarded ended while starting: no luck",
+                                    "whisper: the whisper model could not be made: no luck"]),
+])
+def test_what_cannot_be_made_ends_its_own_phase_alone(monkeypatch, tmp_path, capsys, broken, lines):
+    rig = Rig(monkeypatch, tmp_path, broken)
+    assert rig.run() == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1].startswith("live: FAILED in ")
+    assert told[-1 - len(lines):-1] == ["live: FAILED: " + line for line in lines]
+    ended = {line.split(":")[0] for line in lines}
+    assert [what for what in rig.done if what.startswith("test")] == [
+        "test " + " ".join(phase) for phase in live.PHASES if " and ".join(phase) not in ended]
+    started = {what[6:] for what in rig.done if what.startswith("start ")}
+    assert {what[5:] for what in rig.done if what.startswith("stop ")} == started
+
+
+def test_a_phase_whose_tests_fail_is_told_at_the_end(monkeypatch, tmp_path, capsys):
+    rig = Rig(monkeypatch, tmp_path)
+    monkeypatch.setattr(live, "pytest", lambda found, *more: int("embed" in found))
+    assert rig.run() == 1
+    assert capsys.readouterr().out.splitlines()[-2] == "live: FAILED: embed and rerank: pytest ended with 1"
+
+
+def test_how_to_stop_what_stays_names_the_cache(monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "a place"
+    rig = Rig(monkeypatch, folder)
+    assert rig.run("--keep") == 0
+    assert not any(what.startswith("stop") for what in rig.done)
+    assert "stop them with: VLLM_BRIDGE_LIVE_CACHE='%s' scripts/live --stop" % folder in capsys.readouterr().out
+
+
+def test_the_help_names_the_variables(capsys):
+    with pytest.raises(SystemExit):
+        live.parse(["--help"])
+    told = capsys.readouterr().out
+    for name in ("VLLM", "TORCH", "CACHE", "PYTHON"):
+        assert "VLLM_BRIDGE_LIVE_" + name in told
+    assert environment.VLLM in told
+    assert environment.TORCH in told
+
+
 def run_live(tmp_path, *arguments, **variables):
     env = dict(os.environ, VLLM_BRIDGE_LIVE_CACHE=str(tmp_path), **variables)
     env.pop("VLLM_BASE_URL", None)

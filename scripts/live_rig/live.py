@@ -1,5 +1,8 @@
 """Run tests/live against real vLLM servers: prepare, start, wait, test, stop.
 
+The servers run in phases. A model or a server that cannot be made ends its own phase; the others still run, and the
+end names each that did not pass.
+
 Exit codes: 0 passed, 1 failed, 2 wrong usage, 77 vLLM cannot be installed here, 130 interrupted.
 """
 
@@ -8,6 +11,7 @@ import http.client
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +21,7 @@ import types
 import urllib.parse
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from . import environment
+from . import environment, weights
 from .environment import Impossible, say
 from .servers import PLANS, Server, wait_until_ready
 
@@ -143,9 +147,20 @@ def pytest(found: Dict[str, Any], arguments: Sequence[str], without: Sequence[st
                 process.wait()
 
 
-def run_phase(names: Sequence[str], python: str, arguments: Sequence[str], keep: bool) -> int:
+def make_models(phases: Sequence[Sequence[str]], python: str) -> Dict[str, str]:
+    """Make the models of these servers; give the reason of each that could not be made."""
+    broken: Dict[str, str] = {}
+    for name in dict.fromkeys(PLANS[server].model for phase in phases for server in phase):
+        try:
+            weights.model(name, python)
+        except (OSError, RuntimeError) as failure:
+            say(str(failure))
+            broken[name] = str(failure)
+    return broken
+
+
+def run_phase(names: Sequence[str], python: str, folder: pathlib.Path, arguments: Sequence[str], keep: bool) -> int:
     """Start these servers, test, and stop them whatever happens, unless they are to stay."""
-    folder = run_folder()
     servers = [Server.planned(name, python, folder) for name in names]
     stay = False
     try:
@@ -161,13 +176,36 @@ def run_phase(names: Sequence[str], python: str, arguments: Sequence[str], keep:
             for server in servers:
                 say("%s stays on %s (model %s%s)" % (server.name, server.url, server.state["model"],
                                                      ", key %s" % server.state["key"] if server.state["key"] else ""))
-            say("stop them with: scripts/live --stop")
+            say("stop them with: %s" % stop_command())
         else:
             # A test may have started one again: the file knows the process that runs now.
             for server in servers:
                 fresh = Server.load(server.file) if server.file.exists() else server
                 fresh.stop()
                 server.stop()
+
+
+def stop_command() -> str:
+    """Write the command that finds these servers from any shell: their state files are in this run's cache."""
+    return "VLLM_BRIDGE_LIVE_CACHE=%s scripts/live --stop" % shlex.quote(str(environment.cache()))
+
+
+def run_phases(phases: Sequence[Sequence[str]], python: str, broken: Dict[str, str],
+               args: argparse.Namespace) -> List[str]:
+    """Run every phase whose models are not `broken`, and give a line for each reason why one did not pass."""
+    folder = run_folder()
+    failed: List[str] = []
+    for phase in phases:
+        reasons = [broken[model] for model in dict.fromkeys(PLANS[name].model for name in phase) if model in broken]
+        if not reasons:
+            try:
+                code = run_phase(phase, python, folder, args.pytest, args.keep)
+                reasons = ["pytest ended with %d" % code] if code else []
+            except (OSError, RuntimeError) as failure:
+                reasons = [str(failure)]
+                say(reasons[0])
+        failed += ["%s: %s" % (" and ".join(phase), why) for why in reasons]
+    return failed
 
 
 def phases_of(names: Sequence[str]) -> List[Tuple[str, ...]]:
@@ -182,8 +220,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/live", description="Run tests/live against real vLLM servers that it starts itself.",
         epilog="Exit code 77: vLLM cannot be installed here. VLLM_BASE_URL (and VLLM_API_KEY) test a server that is "
-               "there. VLLM_BRIDGE_LIVE_CACHE, VLLM_BRIDGE_LIVE_PYTHON, VLLM_BRIDGE_TORCH_INDEX: see "
-               "scripts/live_rig/environment.py. Arguments after -- go to pytest.")
+               "there. VLLM_BRIDGE_LIVE_VLLM (%s) and VLLM_BRIDGE_LIVE_TORCH (%s) choose another version of vLLM, and "
+               "of the PyTorch it needs. VLLM_BRIDGE_LIVE_CACHE, VLLM_BRIDGE_LIVE_PYTHON, VLLM_BRIDGE_TORCH_INDEX: see "
+               "scripts/live_rig/environment.py. Arguments after -- go to pytest."
+               % (environment.VLLM, environment.TORCH))
     everyone = [name for phase in PHASES for name in phase]
     parser.add_argument("--servers", default="", metavar="NAMES",
                         help="only these, separated by commas (%s)" % ", ".join(everyone))
@@ -191,7 +231,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                         help="leave the servers running and print their URLs (at most two; default chat,guarded)")
     parser.add_argument("--stop", action="store_true", help="stop what an earlier --keep left")
     parser.add_argument("--clean", action="store_true", help="stop the servers and remove everything that is kept")
-    parser.add_argument("--prepare", action="store_true", help="only make the environments")
+    parser.add_argument("--prepare", action="store_true", help="only make the environments and the models")
     parser.add_argument("pytest", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.servers = [name for name in args.servers.split(",") if name]
@@ -206,7 +246,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked; the first failing phase does not stop the others."""
+    """Do what was asked and give the exit code."""
     if args.stop or args.clean:
         stop_kept()
         if args.clean:
@@ -217,14 +257,16 @@ def run(args: argparse.Namespace) -> int:
     if base:
         return pytest(discover(base, os.environ.get("VLLM_API_KEY")), args.pytest)
     began = time.monotonic()
+    phases = [tuple(args.servers)] if args.keep else phases_of(args.servers)
     python = environment.server_python()
     environment.client_python()
-    if args.prepare:
-        return 0
-    phases = [tuple(args.servers)] if args.keep else phases_of(args.servers)
-    codes = [run_phase(phase, python, args.pytest, args.keep) for phase in phases]
-    say("%s in %.0f s" % ("passed" if not any(codes) else "FAILED", time.monotonic() - began))
-    return 1 if any(codes) else 0
+    broken = make_models(phases, python)
+    failed = list(broken.values()) if args.prepare else run_phases(phases, python, broken, args)
+    for line in failed:
+        say("FAILED: " + line)
+    result = "FAILED" if failed else "prepared" if args.prepare else "passed"
+    say("%s in %.0f s" % (result, time.monotonic() - began))
+    return 1 if failed else 0
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
