@@ -27,7 +27,7 @@ from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway import settings as gateway_settings
 from vllm_bridge.gateway.routes import ROUTES
 from vllm_bridge.gateway.settings import Settings
-from vllm_bridge.http1.header_lines import field_block
+from vllm_bridge.http1.head import field_block
 from vllm_bridge.client.reply import Reply
 from vllm_bridge.api.responses import ResponseEvents, from_chat, iter_events, to_chat
 from vllm_bridge.client.retry import parse_retry_after

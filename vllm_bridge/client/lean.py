@@ -22,8 +22,8 @@ from requests.utils import select_proxy
 from urllib3.exceptions import ProtocolError
 
 from .adapter import Exchange, current
-from ..http1.header_lines import field_block
-from ..http1.head import HeadError
+from ..http1 import head as http1
+from ..http1.head import field_block
 from .lean_reply import BLOCK, Body, LeanResponse, read_head
 from ..http1.timed_socket import TIMED_OUT, TimedSocket, timed
 
@@ -284,6 +284,6 @@ def _raise_as_requests_does(error: BaseException, request: requests.PreparedRequ
         raise requests.exceptions.ReadTimeout(error, request=request) from error
     if isinstance(error, (OSError, ProtocolError)):
         raise requests.exceptions.ConnectionError(error, request=request) from error
-    if isinstance(error, HeadError):
+    if isinstance(error, http1.ProtocolError):
         raise requests.exceptions.InvalidHeader(str(error), request=request) from error
     raise error

@@ -11,8 +11,9 @@ from requests.utils import get_encoding_from_headers
 from urllib3.exceptions import ProtocolError
 from urllib3.response import HTTPResponse
 
-from ..http1.chunked import ChunkedDecoder, ChunkError
-from ..http1.head import HeadError, ResponseHead, find_head_end, parse_response_head
+from ..http1 import head as http1
+from ..http1.chunked import ChunkedDecoder
+from ..http1.head import ResponseHead, find_head_end, parse_response_head
 
 __all__ = ["BLOCK", "Body", "LeanResponse", "read_head"]
 
@@ -32,8 +33,8 @@ def read_head(sock: socket.socket, data: bytes, method: str) -> Tuple[ResponseHe
         if head.status >= 200:
             return head, data
         if head.status == 101:
-            raise HeadError(400, "the server switches to another protocol, which nobody asked for")
-    raise HeadError(400, "more than %d interim replies" % _INTERIM)
+            raise http1.ProtocolError(400, "the server switches to another protocol, which nobody asked for")
+    raise http1.ProtocolError(400, "more than %d interim replies" % _INTERIM)
 
 
 def _collected(sock: socket.socket, data: bytes) -> Tuple[bytes, int]:
@@ -68,7 +69,7 @@ class Body:
         self._connection: Any = connection
         self._rest = rest  # received, still to be taken apart
         self._ready = b""  # taken apart, still to be handed out
-        self._fault: Optional[ChunkError] = None
+        self._fault: Optional[http1.ProtocolError] = None
         self._left = head.body_length
         self._chunks = ChunkedDecoder() if head.chunked else None
         self._keep = head.keep_alive
@@ -93,26 +94,6 @@ class Body:
             self._ready = block[amt:]
             return block[:amt]
         return block
-
-    def fileno(self) -> int:
-        """Return the number of the socket, -1 if there is none any more."""
-        connection = self._connection
-        return -1 if connection is None or connection.sock is None else connection.sock.fileno()
-
-    def arrived(self) -> Optional[bytes]:
-        """Return the whole chunks that have come, without waiting; ``b""`` if nothing has.
-
-        ``None`` where `read1` has to see to it: part of a chunk, an end, a fault, bytes that were read before.
-        """
-        connection, chunks = self._connection, self._chunks
-        if connection is None or chunks is None or self._rest or self._ready or self._ended or self._fault is not None:
-            return None
-        try:
-            data: bytes = connection.sock.recv(BLOCK, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return b""
-        block, self._rest = chunks.simple(data)
-        return block or None
 
     def read(self, amt: Optional[int] = None, decode_content: Optional[bool] = None) -> bytes:
         """Return what is there of the body, at most `amt` bytes; all of it without `amt`."""
@@ -160,7 +141,7 @@ class Body:
             data = self._received(size)
             try:
                 block = chunks.feed(data)
-            except ChunkError as fault:
+            except http1.ProtocolError as fault:
                 self._fault = fault
                 block = fault.before
             if chunks.finished:

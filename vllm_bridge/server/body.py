@@ -2,7 +2,8 @@
 
 from typing import Callable, Iterator, List, Optional
 
-from ..http1.chunked import ChunkedDecoder, ChunkError
+from ..http1.chunked import ChunkedDecoder
+from ..http1.head import ProtocolError
 
 __all__ = ["BodyError", "RequestBody"]
 
@@ -80,7 +81,7 @@ class RequestBody:
         while not decoder.finished:
             try:
                 piece = decoder.feed(self._more())
-            except ChunkError as error:
+            except ProtocolError as error:
                 raise BodyError(error.status, error.message) from None
             if self._most is not None:
                 self._most -= len(piece)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 from urllib.parse import unquote_to_bytes
 
 from ..errors import APIStatusError, error_to_payload
-from ..http1.head import HeadError, RequestHead, find_head_end, parse_request_head
+from ..http1.head import ProtocolError, RequestHead, find_head_end, parse_request_head
 from .body import BodyError, RequestBody
 from .channel import Channel
 from .reply import Reply
@@ -72,7 +72,7 @@ class Connection(BaseHTTPRequestHandler):
                 served = 0
                 while self._serve_one(served):
                     served += 1
-        except (HeadError, BodyError) as error:
+        except (ProtocolError, BodyError) as error:
             self._refuse(error.status, error.message)
         except OSError:
             pass  # the client has gone, or takes nothing
@@ -89,7 +89,7 @@ class Connection(BaseHTTPRequestHandler):
         if head is None:
             return False
         most = self.server.max_body
-        if most is not None and (head.content_length or 0) > most:
+        if most is not None and (head.body_length or 0) > most:
             raise BodyError(413, "the request body is longer than the %d bytes that this server accepts" % most)
         body = RequestBody(self._more_body, self._give_back, head.body_length, most)
         self._continue = head.expect_continue
@@ -101,7 +101,7 @@ class Connection(BaseHTTPRequestHandler):
                 return True
             return unread > _DRAINED
 
-        reply = Reply(head, self._channel, self.server.date_line, must_close, self.server.pump)
+        reply = Reply(head, self._channel, self.server.date_line, must_close)
         if not self._call(head, body, reply):
             self._unread = True
             return False
@@ -202,9 +202,9 @@ class Connection(BaseHTTPRequestHandler):
             try:
                 data = self._channel.receive(_HEAD_READ, max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                raise HeadError(408, "the request head did not arrive in time") from None
+                raise ProtocolError(408, "the request head did not arrive in time") from None
             if not data:
-                raise HeadError(400, "the connection ended inside the request head")
+                raise ProtocolError(400, "the connection ended inside the request head")
             buffer += data
 
     def _more_body(self) -> bytes:

@@ -11,7 +11,6 @@ from typing import Any, Callable, Dict, Iterable, Optional, Set, Tuple
 
 from ..http1.timed_socket import timed
 from .connection import Connection
-from .pump import Pump
 
 __all__ = ["GatewayServer", "listen"]
 
@@ -65,7 +64,6 @@ class GatewayServer(ThreadingHTTPServer):
         self.graceful_timeout = graceful_timeout
         self.max_body = max_body
         self.stopping = False
-        self.pump = Pump()
         self.idle: Set[socket.socket] = set()  # connections between two requests
         self._refused: Set[socket.socket] = set()
         self._threads_of: Dict[socket.socket, threading.Thread] = {}
@@ -132,7 +130,6 @@ class GatewayServer(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Close the listening socket; the running connections are ``shutdown``'s matter."""
         super().server_close()
-        self.pump.close()
         self._wake.close()
         self._waker.close()
 

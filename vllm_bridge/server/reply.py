@@ -2,12 +2,10 @@
 
 import logging
 import re
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Iterable, List, Optional, Set, Tuple
 
-from ..http1.header_lines import field_block
-from ..http1.head import RequestHead
+from ..http1.head import HOP_BY_HOP, RequestHead, field_block
 from .channel import Channel
-from .pump import Pump
 
 __all__ = ["Reply"]
 
@@ -16,11 +14,7 @@ logger = logging.getLogger("vllm_bridge.gateway")
 _STATUS = re.compile(r"[2-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
 _statuses: Set[str] = set()  # those that were seen
 # The connection is the server's: an application that names these fields is not heard, but for "close".
-_HOP_BY_HOP = frozenset((
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
-    "te", "trailer", "transfer-encoding", "upgrade",
-))
-_SPECIAL = _HOP_BY_HOP | {"content-length", "date"}
+_SPECIAL = HOP_BY_HOP | {"content-length", "date"}
 Headers = List[Tuple[str, str]]
 
 
@@ -33,7 +27,7 @@ class Reply:
 
     __slots__ = (
         "close", "sent", "status", "_channel", "_date", "_head", "_block", "_length", "_left", "_chunked", "_silent",
-        "_must_close", "_pump",
+        "_must_close",
     )
 
     def __init__(
@@ -42,7 +36,6 @@ class Reply:
         channel: Channel,
         date: Callable[[], str],
         must_close: Callable[[], bool],
-        pump: Pump,
     ) -> None:
         self.close = not head.keep_alive
         self.sent = False
@@ -51,7 +44,6 @@ class Reply:
         self._channel = channel
         self._date = date
         self._must_close = must_close
-        self._pump = pump
         self._block = ""
         self._length: Optional[int] = None  # as the application declared it
         self._left = 0  # bytes still missing to it
@@ -80,7 +72,7 @@ class Reply:
             if "close" in special.get("connection", "").lower():
                 self.close = True
             headers = [
-                pair for pair in headers if pair[0].lower() not in _HOP_BY_HOP
+                pair for pair in headers if pair[0].lower() not in HOP_BY_HOP
                 and (code != "204" or pair[0].lower() != "content-length")
             ]
         self._block = field_block(headers) if dated else field_block(headers) + self._date()
@@ -122,18 +114,7 @@ class Reply:
             if self._silent and self.status:
                 break  # HEAD: the application has said all that may be sent
             self.write(item)
-            if self._chunked:
-                self._send_chunks(items, getattr(body, "passing", None))
         self.finish()
-
-    def _send_chunks(self, items: Iterator[bytes], passing: Any) -> None:
-        """Send the rest of a body whose length is not known, with the pump where the body lets itself be passed on."""
-        send = self._channel.send
-        for item in items:
-            if item:
-                send(b"%x\r\n%b\r\n" % (len(item), item))
-            if passing is not None:
-                self._pump.carry(passing, self._channel)
 
     def finish(self) -> None:
         """End the reply."""
