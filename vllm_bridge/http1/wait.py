@@ -1,0 +1,100 @@
+"""Wait for a socket, with a limit that holds: the only place that waits.
+
+Our sockets do not block (``settimeout(0)``). A limit that the kernel keeps for a blocking socket starts anew
+after every signal, and means nothing where gevent or eventlet have put their own functions in the place of the standard
+library's; a poll with the time that is left holds in all of these cases. So `readable` and `writable` look everything
+up when they are called.
+"""
+
+import select
+import socket
+import time
+from typing import Any, Callable, Optional, Union
+
+from ..errors import RequestCancelledError
+
+__all__ = ["Client", "readable", "writable"]
+
+Client = Union[None, socket.socket, Callable[[], bool]]
+
+_SLICE = 0.05  # seconds between two questions whether the client is still there
+_LONGEST = 86400.0  # seconds; poll counts milliseconds in an int
+
+
+def readable(sock: socket.socket, seconds: Optional[float], client: Client = None) -> bool:
+    """Wait until `sock` can be read, has ended or failed; return False when `seconds` are over (``None``: for ever).
+
+    `client` is who must still be there meanwhile: a socket, or a function that returns True once it has left. Raises
+    `RequestCancelledError` when it has. A closed socket counts as readable: reading it says the rest.
+    """
+    return _wait(sock, seconds, client, False)
+
+
+def writable(sock: socket.socket, seconds: Optional[float], client: Client = None) -> bool:
+    """Wait until `sock` has room, is connected or has failed; otherwise like `readable`."""
+    return _wait(sock, seconds, client, True)
+
+
+def _wait(sock: socket.socket, seconds: Optional[float], client: Client, writing: bool) -> bool:
+    end = None if seconds is None else time.monotonic() + seconds
+    number = sock.fileno()
+    if number < 0:
+        return True
+    once, asked = _waiting(number, client, writing)
+    left = seconds
+    while True:
+        longest = _SLICE if asked else _LONGEST
+        if once(longest if left is None or left > longest else max(0.0, left)):
+            return True
+        if asked and _has_left(client):
+            raise _left()
+        if end is not None:
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+
+
+def _waiting(number: int, client: Client, writing: bool) -> Any:
+    """Return a function that waits once, at most so many seconds, and whether the client must be asked in between."""
+    kind: Any = getattr(select, "poll", None)  # not on Windows, nor under eventlet
+    if kind is None:
+        return lambda seconds: _selected(number, seconds, writing), client is not None
+    poll = kind()
+    poll.register(number, select.POLLOUT if writing else select.POLLIN)
+    # gevent's poll knows of reading and writing only.
+    if not isinstance(client, socket.socket) or not hasattr(select, "POLLRDHUP") or kind.__module__ != "select":
+        return lambda seconds: bool(poll.poll(seconds * 1000)), client is not None
+    other = client.fileno()
+    if other < 0:
+        raise _left()
+    poll.register(other, select.POLLRDHUP)
+
+    def both(seconds: float) -> bool:
+        ready = poll.poll(seconds * 1000)
+        for each, _ in ready:
+            if each == other:
+                raise _left()
+        return bool(ready)
+
+    return both, False
+
+
+def _selected(number: int, seconds: float, writing: bool) -> bool:
+    reads, writes = ([], [number]) if writing else ([number], [])
+    return any(select.select(reads, writes, writes, seconds))  # Windows tells of a connect that failed in the third
+
+
+def _has_left(client: Client) -> bool:
+    if callable(client):
+        return client()
+    assert client is not None
+    try:
+        return not client.recv(1, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return False
+    except OSError:
+        return True
+
+
+def _left() -> RequestCancelledError:
+    return RequestCancelledError("the client left")
