@@ -54,7 +54,8 @@ class ChunkedDecoder:
                         break
                 match = _SIZE_LINE(data, at)
                 if match is None:
-                    _check_start(data[at:at + _LONGEST_LINE])
+                    if data[at:] != b"\r\n":  # mostly a write of the server's ends with a chunk
+                        _check_start(data[at:at + _LONGEST_LINE])
                     break
                 if match.group(2):
                     self._check_extension(len(match.group(2)))
