@@ -260,6 +260,29 @@ def test_unknown_paths_and_methods(gateway: Address) -> None:
     assert (options.status, options.headers["allow"], options.body) == (204, "GET, HEAD, OPTIONS", b"")
 
 
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/chat/completions"])
+def test_head_has_no_body(gateway: Address, path: str) -> None:
+    with socket.create_connection(gateway, timeout=LONG) as sock:  # http.client would hide one
+        sock.sendall(("HEAD %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % path).encode())
+        received = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 ") and received.index(b"\r\n\r\n") == len(received) - 4
+
+
+def test_a_body_in_chunks_may_be_as_long_as_the_limit(gateway: Address) -> None:
+    """One byte more is refused; waitress puts a body of chunks together before it asks us."""
+    body = json.dumps(chat("x", filler="")).encode()
+    body = body.replace(b'"filler": ""', b'"filler": "%s"' % (b"x" * (1024 * 1024 - len(body))))
+    assert len(body) == 1024 * 1024
+    for data, status in ((body, 200), (body + b" ", 413)):
+        with socket.create_connection(gateway, timeout=LONG) as sock:
+            sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+                         b"Transfer-Encoding: chunked\r\n\r\n")
+            for piece in (data[:-7], data[-7:]):
+                sock.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+            sock.sendall(b"0\r\n\r\n")
+            assert sock.recv(12) == b"HTTP/1.1 %d" % status
+
+
 def test_a_body_over_the_limit(gateway: Address) -> None:
     answer = ask(gateway, "POST", "/v1/chat/completions", chat("x" * 1100000))
     assert answer.status == 413

@@ -298,6 +298,11 @@ GOOD = {
     "utf-8": disposition('name="é"; filename="ü €.wav"'.encode()) + b"1\r\n--b--\r\n",
     "other headers": b'--b\r\nX-Own: 1\r\nContent-Disposition: form-data; name="a"\r\n'
     b"Content-Transfer-Encoding: binary\r\n\r\n1\r\n--b--\r\n",
+    # As Ruby's and older Java's clients send them (RFC 7578 §4.7 deprecates the header).
+    "transfer encodings that change nothing": disposition(b'name="a"').replace(
+        b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: 8bit\r\n\r\n") + b"1\r\n"
+    + disposition(b'name="f"; filename="x"').replace(
+        b"\r\n\r\n", b"\r\ncontent-transfer-encoding: 7Bit\r\n\r\n") + b"2\r\n--b--\r\n",
 }
 
 

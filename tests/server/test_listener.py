@@ -349,15 +349,50 @@ def test_a_small_unread_body_is_skipped() -> None:
             assert status == 401 and "Connection" not in head
 
 
-@pytest.mark.parametrize("data", [
-    post(b"x" * 5000000), chunked(b"x" * 5000000), post(b"x", "Connection: close\r\n"),
-    get("/", "Content-Length: 3\r\n"),
+@pytest.mark.parametrize("data, said", [
+    (post(b"x" * 5000000), True), (chunked(b"x" * 5000000), True), (post(b"x", "Connection: close\r\n"), True),
+    (post(b"x" * 1000)[:-1], False),
 ], ids=["long", "chunked", "close", "cut"])
-def test_a_long_or_unknown_unread_body_ends_the_connection(data: bytes) -> None:
+def test_a_long_or_unknown_unread_body_ends_the_connection(data: bytes, said: bool) -> None:
+    """And the reply says so, where it is known in time."""
     with serving(unread) as server, Client(server) as client:
         client.send(data)
-        client.sock.shutdown(socket.SHUT_WR)
-        assert client.rest().startswith(b"HTTP/1.1 401 No\r\n")
+        status, head, _ = client.reply()
+        assert status == 401 and ("Connection: close\r\n" in head) is said
+        if not said:
+            client.sock.shutdown(socket.SHUT_WR)
+        assert client.rest() == b""
+
+
+@pytest.mark.parametrize("data", [post(b"x" * 5000000), chunked(b"x" * 5000000)], ids=["long", "chunked"])
+def test_what_follows_an_unread_body_is_not_answered(data: bytes) -> None:
+    with serving(unread) as server, Client(server) as client:
+        try:
+            client.send(data + get("/next"))
+        except ConnectionError:
+            pass  # it has ended before
+        assert client.rest().count(b"HTTP/1.1 401 No\r\n") == 1
+
+
+def test_the_time_that_bodies_took_does_not_add_up() -> None:
+    with serving(echo, body_timeout=1.0) as server, Client(server) as client:
+        for _ in range(4):
+            client.send(post(b"hi")[:-1])
+            time.sleep(0.4)  # the client's own pause: there is nothing to wait for
+            assert client.send(b"i").reply()[0] == 200
+
+
+@pytest.mark.parametrize("data", [b"GET /\r\n", post(b"x" * 2000), get(lines="X: " + "y" * 70000 + "\r\n")])
+def test_a_client_that_leaves_before_its_refusal_harms_nobody(data: bytes, caplog: Any) -> None:
+    with serving(echo, max_body=1000) as server:
+        for _ in range(20):
+            with Client(server) as client:
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                client.send(data)
+        until(lambda: not server._threads_of)
+        with Client(server) as client:
+            assert client.send(post(b"next")).reply()[0] == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_the_last_reply_reaches_a_client_that_is_still_sending() -> None:
@@ -384,8 +419,9 @@ def test_100_continue_is_sent_when_the_body_is_wanted() -> None:
         client.send(get("/", "Content-Length: 2\r\nExpect: 100-continue\r\n", "POST"))
         assert client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert json.loads(client.send(b"hi").reply()[2])["body"] == "hi"
-        # A body that is there already needs no leave.
-        assert json.loads(client.send(post(b"hi", "Expect: 100-continue\r\n")).reply()[2])["body"] == "hi"
+        for _ in range(2):  # a body that is there already needs no leave, and the connection goes on
+            status, head, body = client.send(post(b"hi", "Expect: 100-continue\r\n")).reply()
+            assert json.loads(body)["body"] == "hi" and "Connection" not in head
 
 
 def test_100_continue_is_not_sent_when_it_is_not() -> None:
