@@ -316,3 +316,14 @@ def test_an_abort_raises_with_what_arrived():
 def test_chunks_of_another_shape(chunk):
     with pytest.raises(ResponseDecodeError):
         transcription.TranscriptionEvents().feed(chunk)
+
+
+def test_an_empty_finish_reason_ends_no_segment_and_halves_of_a_character_are_one():
+    machine = transcription.TranscriptionEvents()
+    events = []
+    for text in ("\ud83d", "\ude00"):
+        choice = {"delta": {"content": text}, "finish_reason": "", "stop_reason": ""}
+        events += machine.feed({"choices": [choice]})
+    assert [event["finish_reason"] for event in events] == [None, None] and events[0]["stop_reason"] is None
+    [done] = machine.finish()
+    assert done["text"] == "\U0001f600" and "finish_reason" not in done

@@ -29,11 +29,16 @@ def test_a_request_goes_up_as_it_is_but_for_guided_names():
         ({"prompt": [1, 2, 3]}, 1),
         ({"prompt": [[1, 2], [3]], "n": 2}, 4),
         ({"prompt": []}, 1),
+        ({"prompt": ("x", "y")}, 2),
+        ({"prompt": (1, 2)}, 1),
+        ({"prompt": ([1, 2], (3,)), "n": 2}, 4),
+        ({"prompt": ()}, 1),
+        ({"prompt": "x", "n": 2, "best_of": 5}, 2),
         ({"prompt": ["x"], "prompt_embeds": ["AA", "BB"]}, 3),
         ({"prompt_embeds": "AA", "n": 2}, 2),
         ({"prompt": "x", "prompt_embeds": "AA"}, 2),
         ({"messages": [], "n": 2}, 2),
-        ({"n": "2"}, 2),  # vLLM reads numbers in strings (WIRE.md §3)
+        ({"n": "2"}, 2),  # vLLM reads numbers in strings (err_temperature_numeric_string)
         ({"n": 2.0}, 2),
         ({"n": True}, 1),
         ({"n": 0}, 1),
@@ -61,6 +66,8 @@ def test_as_many_choices_are_expected_as_a_server_sends(name):
 def test_replies():
     payload = wire.load("completions_plain").json
     assert normalise(payload) is payload and payload == wire.load("completions_plain").json
+    payload["choices"][0]["finish_reason"] = ""
+    assert normalise(payload)["choices"][0]["finish_reason"] is None
     payload["choices"][0]["finish_reason"] = "abort"
     with pytest.raises(InternalServerError, match="abort"):
         normalise(payload)
@@ -98,6 +105,13 @@ def test_choices_interleave_and_lists_are_joined():
                 "top_logprobs": [{"b": 0}, {"B": 0}]}},
         ],
     }
+
+
+def test_the_halves_of_a_character_are_one_and_an_empty_finish_is_none():
+    chunks = [{"choices": [{"index": 0, "text": text, "finish_reason": "", "stop_reason": ""}]}
+              for text in ("\ud83d", "\ude00")]
+    [choice] = folded(*chunks)["choices"]
+    assert choice == {"index": 0, "text": "\U0001f600", "finish_reason": None, "stop_reason": None}
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,18 @@ def test_a_choice_that_ends_twice_is_one_choice():
     assert not reader.finished
 
 
+@pytest.mark.parametrize("make", [ChatChunks, CompletionChunks])
+def test_an_empty_finish_reason_is_no_finish(make):
+    reader = make()
+    going_on = chunk("x", reason="")
+    going_on["choices"][0]["stop_reason"] = ""
+    [item] = reader.feed(event(going_on))
+    assert not reader.finished and item.choices[0].finish_reason is None and item.choices[0].stop_reason is None
+    assert reader.partial().choices[0].finish_reason is None
+    reader.feed(event(chunk(reason="stop")))
+    assert reader.finished
+
+
 @pytest.mark.parametrize("reader, empty", [
     (ChatChunks, {"index": 0, "delta": {}, "finish_reason": None}),
     (CompletionChunks, {"index": 0, "text": "", "finish_reason": None}),

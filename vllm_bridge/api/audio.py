@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 from ..errors import BadRequestError, IncompleteStreamError, ResponseDecodeError, is_html
 from ..http1.formdata import Part
 from ..http1.multipart import FilePart
+from .folding import is_finish, joined, without_empty_ends
 
 __all__ = ["TranscriptionEvents", "from_form", "guess_name", "prepare", "result"]
 
@@ -227,7 +228,7 @@ class TranscriptionEvents:
     @property
     def text(self) -> str:
         """The transcript so far."""
-        return "".join(self._deltas) or "".join(self._done)
+        return joined(self._deltas) or joined(self._done)
 
     def feed(self, chunk: Any) -> List[Dict[str, Any]]:
         """Take one decoded chunk and return its events.
@@ -284,6 +285,7 @@ class TranscriptionEvents:
         content = _string(delta.get("content"), "content", chunk)
         extras = {name: value for name, value in choice.items() if name not in ("delta", "index")}
         extras.update((name, value) for name, value in delta.items() if name != "content")
+        without_empty_ends(extras)
         self._deltas.append(content)
         self._ending(extras)
         if not content:
@@ -298,10 +300,10 @@ class TranscriptionEvents:
 
     def _ending(self, extras: Dict[str, Any]) -> None:
         reason = extras.get("finish_reason")
-        if reason is None:
+        if not is_finish(reason):
             return
-        if reason == "abort":
-            raise IncompleteStreamError("the server aborted the transcription (finish_reason: abort)",
+        if reason in ("abort", "error"):
+            raise IncompleteStreamError("the server aborted the transcription (finish_reason: %s)" % reason,
                                         partial={"text": self.text})
         # A segment that was cut short ("length") is not hidden by the stop of the next one.
         if self._reason.get("finish_reason", "stop") == "stop":

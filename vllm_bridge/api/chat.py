@@ -6,21 +6,11 @@ import warnings
 from types import FrameType
 from typing import Any, Dict, List, Optional
 
-from ..errors import BadRequestError, InternalServerError
+from ..errors import BadRequestError
+from .folding import check_finish, copied, fold, index_of, joined, latest, objects, without_empty_ends
+from .tool_calls import ToolCalls, arguments_text
 
-__all__ = [
-    "ChatAccumulator",
-    "check_finish",
-    "copied",
-    "fold",
-    "index_of",
-    "latest",
-    "normalise",
-    "normalise_chunk",
-    "objects",
-    "prepare",
-    "rename_guided",
-]
+__all__ = ["ChatAccumulator", "normalise", "normalise_chunk", "prepare", "rename_guided"]
 
 # Removed in vLLM 0.12: a newer server answers 200 and constrains nothing (chat_guided_json_ignored).
 _GUIDED = {
@@ -34,17 +24,39 @@ _GUIDED = {
 def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
     """Return the chat request that goes on the wire: the caller's own, in the names that vLLM reads today.
 
-    ``reasoning`` and ``reasoning_content`` of assistant messages are mirrored onto each other, ``guided_*`` become
-    ``structured_outputs`` with a `DeprecationWarning`; all else stays as it is (SPEC "We decided" 1, 6, 9).
+    ``reasoning`` and ``reasoning_content`` of assistant messages are mirrored onto each other, arguments ``""`` of
+    their calls are ``{}``, ``guided_*`` become ``structured_outputs`` with a `DeprecationWarning`; all else stays.
     """
     body = rename_guided(body)
     messages = body.get("messages")
-    if isinstance(messages, list):
-        for message in messages:
-            if isinstance(message, dict) and ("reasoning" in message or "reasoning_content" in message):
-                body["messages"] = [_mirrored(each) if _lacks_mirror(each) else each for each in messages]
-                break
+    if isinstance(messages, (list, tuple)):
+        prepared = [_prepared(message) if isinstance(message, dict) else message for message in messages]
+        if any(new is not old for new, old in zip(prepared, messages)):
+            body["messages"] = prepared
     return body
+
+
+def _prepared(message: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a message as it goes up; the caller's own object if that is the same."""
+    if (message.get("reasoning") is None) != (message.get("reasoning_content") is None):
+        message = dict(message)
+        _mirror(message)
+    calls = message.get("tool_calls")
+    if isinstance(calls, (list, tuple)) and any(_says_nothing(call) for call in calls):
+        # vLLM parses the arguments of earlier calls and refuses "" (vllm-project/vllm#19419).
+        calls = [
+            {**call, "function": {**call["function"], "arguments": "{}"}} if _says_nothing(call) else call
+            for call in calls
+        ]
+        message = {**message, "tool_calls": calls}
+    return message
+
+
+def _says_nothing(call: Any) -> bool:
+    """Tell whether a call's arguments are blank: then it has none."""
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    return isinstance(arguments, str) and not arguments.strip()
 
 
 def rename_guided(body: Dict[str, Any]) -> Dict[str, Any]:
@@ -88,11 +100,12 @@ def normalise(payload: Dict[str, Any]) -> Dict[str, Any]:
     """
     for choice in objects(payload.get("choices")):
         check_finish(choice, payload)
+        without_empty_ends(choice)
         message = choice.get("message")
         if isinstance(message, dict):
             _mirror(message)
             for call in objects(message.get("tool_calls")):
-                _flag(call)
+                _flag(call, choice.get("finish_reason"))
     return payload
 
 
@@ -106,35 +119,6 @@ def normalise_chunk(payload: Dict[str, Any]) -> bool:
     return changed
 
 
-def check_finish(choice: Dict[str, Any], payload: Any) -> None:
-    """Raise `InternalServerError` if a choice was ended by the server's failure (WIRE.md §1.5: ``abort``)."""
-    if choice.get("finish_reason") in ("abort", "error"):
-        raise InternalServerError(
-            "the server aborted the generation (finish_reason %r)" % choice["finish_reason"],
-            type="aborted",
-            code="abort",
-            status_code=502,
-            payload=payload,
-        )
-
-
-def objects(value: Any) -> List[Dict[str, Any]]:
-    """Return the objects of a list; of anything else, and of any other item, nothing."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _lacks_mirror(message: Any) -> bool:
-    if not isinstance(message, dict):
-        return False
-    return (message.get("reasoning") is None) != (message.get("reasoning_content") is None)
-
-
-def _mirrored(message: Dict[str, Any]) -> Dict[str, Any]:
-    message = dict(message)
-    _mirror(message)
-    return message
-
-
 def _mirror(message: Dict[str, Any]) -> bool:
     """Give a message both names of its reasoning: vLLM 0.16 renamed ``reasoning_content`` to ``reasoning``."""
     new, old = message.get("reasoning"), message.get("reasoning_content")
@@ -144,11 +128,15 @@ def _mirror(message: Dict[str, Any]) -> bool:
     return True
 
 
-def _flag(call: Dict[str, Any]) -> None:
-    """Say on a call that its arguments are no JSON object; they stay as the model wrote them (WIRE.md §4)."""
+def _flag(call: Dict[str, Any], reason: Any) -> None:
+    """Say on a call that its arguments are no JSON object; they stay as the model wrote them.
+
+    So vLLM hands them on (tests/data/vllm-0.32.0/chat_tools_bad_json.json). Blank ones mean that there are none, unless
+    the answer's length ended before they came (chat_stream_tools_truncated.json there).
+    """
     function = call.get("function")
     arguments = function.get("arguments") if isinstance(function, dict) else None
-    if isinstance(arguments, dict):
+    if isinstance(arguments, dict) or (reason != "length" and _says_nothing(call)):
         return
     try:
         value = json.loads(arguments) if isinstance(arguments, str) else None
@@ -165,8 +153,8 @@ def _flag(call: Dict[str, Any]) -> None:
 class ChatAccumulator:
     """Fold the chunks of a chat stream into the completion that the same request gives without streaming.
 
-    Calls are told apart by ``(choice, index)``, the only thing every vLLM version sends: the first id and name stay,
-    null arguments are ``""``, a missing id is made from the completion's.
+    `ToolCalls` tells calls apart: the first id and name stay, null arguments are ``""``, a missing id is made from the
+    completion's.
     """
 
     def __init__(self) -> None:
@@ -198,6 +186,7 @@ class _Choice:
         self._fields: Dict[str, Any] = {"finish_reason": None}
         self._message: Dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
         self._texts: Dict[str, List[str]] = {"content": []}
+        self._numbers = ToolCalls()
         self._calls: Dict[int, _Call] = {}
 
     def add(self, choice: Dict[str, Any]) -> None:
@@ -210,8 +199,8 @@ class _Choice:
     def _add_delta(self, delta: Dict[str, Any]) -> None:
         for key, value in delta.items():
             if key == "tool_calls":
-                for position, part in enumerate(objects(value)):
-                    self._call(part, position).add(part)
+                for place, part in enumerate(objects(value)):
+                    self._calls.setdefault(self._numbers.number(part, place), _Call()).add(part)
             elif key == "role":
                 latest(self._message, key, value or None)
             elif isinstance(value, str):
@@ -219,24 +208,13 @@ class _Choice:
             else:
                 latest(self._message, key, value)
 
-    def _call(self, part: Dict[str, Any], position: int) -> "_Call":
-        """Return the call that a fragment belongs to: by its index, else by its id, else by its place in the list."""
-        number = part.get("index")
-        if not isinstance(number, int):
-            number = position
-            given = part.get("id")
-            if given:
-                same = [other for other, call in self._calls.items() if call.fields.get("id") == given]
-                taken = number in self._calls and self._calls[number].fields.get("id")
-                number = same[0] if same else max(self._calls) + 1 if taken else position
-        return self._calls.setdefault(number, _Call())
-
     def folded(self, index: int, made_of: str) -> Dict[str, Any]:
-        message = {**self._message, **{key: "".join(pieces) for key, pieces in self._texts.items()}}
+        message = {**self._message, **{key: joined(pieces) for key, pieces in self._texts.items()}}
         _mirror(message)
         if self._calls:
             message["tool_calls"] = [
-                self._calls[number].folded("call_%s_%d_%d" % (made_of, index, number)) for number in sorted(self._calls)
+                self._calls[number].folded("call_%s_%d_%d" % (made_of, index, number), self._fields["finish_reason"])
+                for number in sorted(self._calls)
             ]
         if not message["content"] and (self._calls or message.get("reasoning")):
             message["content"] = None
@@ -255,59 +233,17 @@ class _Call:
         for key, value in part.items():
             if key == "function":
                 for name, inner in (value if isinstance(value, dict) else {}).items():
-                    if name == "arguments" and isinstance(inner, str):
-                        self._arguments.append(inner)
+                    if name == "arguments":
+                        self._arguments.append(arguments_text(inner))
                     elif not self._function.get(name):
                         self._function[name] = inner
             elif key != "index" and not self.fields.get(key):
                 self.fields[key] = value
 
-    def folded(self, id_if_none: str) -> Dict[str, Any]:
-        function = {"name": None, **self._function, "arguments": "".join(self._arguments)}
+    def folded(self, id_if_none: str, reason: Any) -> Dict[str, Any]:
+        function = {"name": None, **self._function, "arguments": joined(self._arguments)}
         call = {"id": None, "type": "function", **self.fields, "function": function}
         call["id"] = call["id"] or id_if_none
         call["type"] = call["type"] or "function"
-        _flag(call)
+        _flag(call, reason)
         return call
-
-
-def index_of(choice: Dict[str, Any]) -> int:
-    """Return the index of a choice, 0 if it has none."""
-    index = choice.get("index")
-    return index if isinstance(index, int) else 0
-
-
-def fold(target: Dict[str, Any], key: str, value: Any) -> None:
-    """Join lists (token ids) and lists in objects (logprobs); of anything else the latest that is not null stays.
-
-    The lists of `target` are its own and grow in place.
-    """
-    have = target.get(key)
-    if isinstance(value, list):
-        if isinstance(have, list):
-            have.extend(value)
-        else:
-            target[key] = list(value)
-    elif isinstance(value, dict):
-        inner = target[key] = have if isinstance(have, dict) else {}
-        for name, item in value.items():
-            if isinstance(item, list) and isinstance(inner.get(name), list):
-                inner[name].extend(item)
-            else:
-                latest(inner, name, list(item) if isinstance(item, list) else item)
-    else:
-        latest(target, key, value)
-
-
-def copied(target: Dict[str, Any]) -> Dict[str, Any]:
-    """Return a copy of what `fold` has made, with lists of its own."""
-    copy: Dict[str, Any] = {}
-    for key, value in target.items():
-        fold(copy, key, value)
-    return copy
-
-
-def latest(target: Dict[str, Any], key: str, value: Any) -> None:
-    """Set a value, unless it is null and something is there."""
-    if value is not None or key not in target:
-        target[key] = value

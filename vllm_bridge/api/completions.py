@@ -2,7 +2,8 @@
 
 from typing import Any, Dict, List
 
-from .chat import check_finish, copied, fold, index_of, latest, objects, rename_guided
+from .chat import rename_guided
+from .folding import check_finish, copied, fold, index_of, joined, latest, objects, without_empty_ends
 
 __all__ = ["CompletionAccumulator", "expected_choices", "normalise", "prepare"]
 
@@ -16,6 +17,7 @@ def normalise(payload: Dict[str, Any]) -> Dict[str, Any]:
     """Return the completion, or raise `InternalServerError` if the server aborted the generation."""
     for choice in objects(payload.get("choices")):
         check_finish(choice, payload)
+        without_empty_ends(choice)
     return payload
 
 
@@ -32,9 +34,9 @@ def expected_choices(body: Dict[str, Any]) -> int:
 
 
 def _prompts(prompt: Any) -> int:
-    if prompt is None or prompt == []:
-        return 0
-    return len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+    if not isinstance(prompt, (list, tuple)):
+        return 0 if prompt is None else 1
+    return 1 if prompt and isinstance(prompt[0], int) else len(prompt)
 
 
 class CompletionAccumulator:
@@ -64,7 +66,7 @@ class CompletionAccumulator:
     def completion(self) -> Dict[str, Any]:
         """Return what has arrived so far as a completion."""
         choices = [
-            {"index": index, "text": "".join(self._texts[index]), **copied(self._choices[index])}
+            {"index": index, "text": joined(self._texts[index]), **copied(self._choices[index])}
             for index in sorted(self._choices)
         ]
         return {**self._top, "choices": choices}

@@ -4,7 +4,8 @@ import copy
 import json
 from typing import Any, Dict, Generic, List, Optional, Sequence, Set, Type, TypeVar, Union
 
-from .chat import ChatAccumulator, index_of, normalise_chunk
+from .chat import ChatAccumulator, normalise_chunk
+from .folding import index_of, is_finish, without_empty_ends
 from ..errors import IncompleteStreamError, ResponseDecodeError, error_from_payload, payload_error
 from .record import decode
 from .records import (
@@ -70,7 +71,7 @@ def payload_of(event: Event) -> Dict[str, Any]:
 
 
 class ChunkReader(Generic[R]):
-    """Turn events into chunks of which each has a choice and the last one the usage (SPEC "We decided" 8).
+    """Turn events into chunks of which each has a choice and the last one the usage.
 
     vLLM sends usage in a chunk of its own without choices. So a chunk with a finish reason is held back until the
     next one, and takes that usage on. `choices` is how many choices the request asked for.
@@ -105,7 +106,10 @@ class ChunkReader(Generic[R]):
         self.adapt(payload, data)
         finishes = False
         for choice in choices:
-            if type(choice) is dict and choice.get("finish_reason") is not None:
+            if type(choice) is not dict:
+                continue
+            without_empty_ends(choice)
+            if is_finish(choice.get("finish_reason")):
                 finishes = True
                 if self._ends.note(choice):
                     raise aborted(choice, payload, self.partial())
@@ -161,7 +165,7 @@ class Ends:
         self._indexes: Set[int] = set()
 
     def note(self, choice: Dict[str, Any]) -> bool:
-        """Note a choice with a finish reason; tell whether it is the server's own failure (WIRE.md §1.5: ``abort``)."""
+        """Note a choice with a finish reason; tell whether it is the server's own failure."""
         self._indexes.add(index_of(choice))
         self.all = len(self._indexes) >= self._asked
         return choice["finish_reason"] in ("abort", "error")
@@ -204,8 +208,8 @@ class CompletionChunks(ChunkReader[Completion]):
 class ResponsesReader:
     """The events of a server's own Responses stream, as they are.
 
-    vLLM 0.32 ends a failed one by closing the socket, without an event of its own (WIRE.md §1.3), and a good one after
-    its terminal event, without ``[DONE]``.
+    vLLM 0.32 ends a failed one by closing the socket, without an event of its own, and a good one after its terminal
+    event, without ``[DONE]``.
     """
 
     def __init__(self) -> None:

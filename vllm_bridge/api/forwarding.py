@@ -9,6 +9,7 @@ import re
 from typing import Sequence
 
 from .chat import normalise_chunk
+from .folding import is_finish
 from .decoding import Ends, Tally, aborted, payload_of
 from ..sse import Event, encode
 
@@ -120,7 +121,7 @@ class Frames:
         payload = payload_of(event)
         choices = payload.get("choices") or ()
         for choice in choices:
-            if type(choice) is dict and choice.get("finish_reason") is not None:
+            if type(choice) is dict and is_finish(choice.get("finish_reason")):
                 if self._ends.note(choice):
                     raise aborted(choice, payload, None)
                 self.finished = self._ends.all
