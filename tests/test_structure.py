@@ -31,7 +31,8 @@ BELOW = {
 PURE = {"api", "http1", "errors", "version", "sse"}
 NOT_PURE_IN_HTTP1 = {"http1.wait", "http1.pool", "http1.limits", "http1.timed_socket"}  # live connections
 
-HTTP_ROOMS = {"client.session", "client.adapter", "client.lean", "client.lean_reply"}  # these alone know requests
+# These alone know requests.
+HTTP_ROOMS = {"client.session", "client.reply", "client.adapter", "client.lean", "client.lean_reply"}
 NOT_PURE = {"socket", "ssl", "select", "selectors", "threading", "_thread", "queue", "time", "asyncio", "subprocess",
             "signal", "http", "urllib.request", "requests", "urllib3", "concurrent", "multiprocessing", "random"}
 

@@ -5,6 +5,8 @@ import time
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple, TypeVar
 
+import requests
+
 from .adapter import Exchange
 from ..errors import (
     APIConnectionError,
@@ -17,6 +19,7 @@ from ..errors import (
     payload_error,
 )
 from ..http1.header_lines import Fields
+from ..http1.wait import Client
 from ..config.redaction import mask
 from ..api.records import decode
 from .retry import parse_retry_after
@@ -75,7 +78,11 @@ class Cancellation:
 
 
 class Call(NamedTuple):
-    """One request as the transport takes it. `timeout` is (connect, read) in seconds, `deadline` seconds in all."""
+    """One request as the transport takes it.
+
+    `timeout` is (connect, read) in seconds, `deadline` an instant of time.monotonic. `client` is who must still be
+    there while the transport waits (see `http1.wait`), `session` a caller's own.
+    """
 
     method: str
     url: str
@@ -85,6 +92,8 @@ class Call(NamedTuple):
     deadline: Optional[float] = None
     cancel: Optional[Cancellation] = None
     secret: str = ""
+    client: Client = None
+    session: Optional[requests.Session] = None
 
     def __repr__(self) -> str:
         return "Call(%s %s)" % (self.method, self.url)  # the headers hold the key
