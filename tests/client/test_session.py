@@ -33,7 +33,6 @@ from vllm_bridge import (
 )
 from vllm_bridge.client import session as transport
 from vllm_bridge.echo import EchoServer
-from vllm_bridge.client.session import is_loopback
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 KEY = "sk-very-secret-0123456789"
@@ -394,7 +393,7 @@ def test_a_configured_proxy_is_used_for_loopback_too_with_its_credentials(lean):
 
 def test_no_proxy_at_all_is_a_setting(lean, monkeypatch):
     monkeypatch.setenv("http_proxy", nobody())
-    monkeypatch.setattr(transport, "is_loopback", lambda host: False)
+    monkeypatch.setattr(transport, "is_this_machine", lambda host: False)
     with Scripted(GOOD) as server:
         with provider_for(server.url, lean, ProxyConfig("none")) as provider:
             assert text_of(provider) == "good"
@@ -415,6 +414,27 @@ def test_a_proxy_that_refuses_to_connect_through(lean):
     gc.collect()  # here, where its warning is expected
 
 
+@pytest.mark.parametrize("host", "127.0.0.1 localhost LOCALHOST 0.0.0.0 [::ffff:127.0.0.1] 127.1".split())
+def test_no_spelling_of_this_machine_goes_to_the_environments_proxy(lean, monkeypatch, host):
+    monkeypatch.setenv("http_proxy", nobody())
+    with Scripted(GOOD) as server:
+        port = server.url.rpartition(":")[2]
+        with provider_for("http://%s:%s" % (host, port), lean) as provider:
+            assert text_of(provider) == "good"
+
+
+@pytest.mark.parametrize("no_proxy", ["gpu.example:8000", "10.0.0.0/8", "[::1]:80,.example", "10.1.2.3"])
+def test_no_proxy_is_asked_whatever_its_form(lean, monkeypatch, no_proxy):
+    monkeypatch.setenv("http_proxy", nobody())
+    monkeypatch.setenv("no_proxy", no_proxy)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kwargs: [])
+    host = "10.1.2.3" if no_proxy[0] == "1" else "gpu.example"
+    with provider_for("http://%s:8000" % host, lean) as provider:
+        with pytest.raises(APIConnectionError) as caught:
+            text_of(provider)
+    assert "proxy" not in caught.value.message
+
+
 @pytest.mark.parametrize("value", ["http://user:hun:ter2@[::1", "socks5://user:hunter2@proxy:1080", "http://:hunter2@"])
 def test_a_proxy_of_the_environment_that_cannot_be_used_is_named_without_its_password(lean, monkeypatch, value):
     import traceback
@@ -425,14 +445,6 @@ def test_a_proxy_of_the_environment_that_cannot_be_used_is_named_without_its_pas
             text_of(provider)
     shown = "".join(traceback.format_exception(type(caught.value), caught.value, caught.tb))
     assert "ter2" not in shown
-
-
-@pytest.mark.parametrize("host, expected", [
-    ("localhost", True), ("a.localhost", True), ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True),
-    ("localhost.example", False), ("127.example.com", False), ("10.0.0.1", False), ("", False), ("128.0.0.1", False),
-])
-def test_what_is_loopback(host, expected):
-    assert is_loopback(host) is expected
 
 
 # ---------------------------------------------------------------- certificates

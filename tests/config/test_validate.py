@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_bridge.config import validate as fields
+from vllm_bridge.config.environment import check_headers
 from vllm_bridge.errors import ConfigError
 
 
@@ -159,7 +160,7 @@ def test_bad_timeouts(value, path, shown):
 
 def test_headers_are_copied_and_trimmed():
     given_headers = {"X-Team": " blue\t", "x-empty": "", "X-Name": "J\u00fcrgen"}
-    checked = fields.check_headers(given_headers, "headers")
+    checked = check_headers(given_headers, "headers")
     assert checked == {"X-Team": "blue", "x-empty": "", "X-Name": "J\u00fcrgen"}
     assert checked is not given_headers
 
@@ -184,17 +185,17 @@ def test_headers_are_copied_and_trimmed():
     ],
 )
 def test_bad_headers(headers, start):
-    text = message(fields.check_headers, headers, "headers")
+    text = message(check_headers, headers, "headers")
     assert text.startswith(start)
     assert "s3cret" not in text
 
 
 def test_headers_may_come_from_the_environment():
-    assert fields.check_headers({"X-A": "env.A"}, "headers", {"A": "1\n"}) == {"X-A": "1"}
-    assert fields.check_headers({"X-A": "env.A"}, "headers") == {"X-A": "env.A"}
-    text = message(fields.check_headers, {"X-A": "env.A"}, "headers", {})
+    assert check_headers({"X-A": "env.A"}, "headers", {"A": "1\n"}) == {"X-A": "1"}
+    assert check_headers({"X-A": "env.A"}, "headers") == {"X-A": "env.A"}
+    text = message(check_headers, {"X-A": "env.A"}, "headers", {})
     assert text == "headers.X-A: the environment variable A is not set; set it"
-    assert "is empty" in message(fields.check_headers, {"X-A": "env.A"}, "headers", {"A": " "})
+    assert "is empty" in message(check_headers, {"X-A": "env.A"}, "headers", {"A": " "})
 
 
 def test_long_values_are_cut():
@@ -207,3 +208,62 @@ def test_unknown_names_get_a_hint():
     text = message(fields.known, {"wieght": 1}, ("weight", "value"), (), "keys[0]")
     assert text == "keys[0]: unknown setting 'wieght'; did you mean 'weight'?"
     assert message(fields.known, {"zzz": 1}, ("b", "a"), (), "p") == "p: unknown setting 'zzz'; known are a, b"
+
+
+@pytest.mark.parametrize("host", (
+    "localhost LOCALHOST localhost. a.localhost a.b.localhost. 127.0.0.1 127.9.9.9 127.0.0.1. 127.1 127.0.1 0x7f.1 "
+    "0x7F000001 0177.0.0.1 2130706433 017700000001 0.0.0.0 0 0x0 ::1 [::1] [0:0:0:0:0:0:0:1] [::1%25lo] ::1%lo :: [::] "
+    "[::ffff:127.0.0.1] ::ffff:7f00:1 ::FFFF:127.8.0.1 [::ffff:0.0.0.0]"
+).split())
+def test_this_machine(host):
+    assert fields.is_this_machine(host)
+
+
+@pytest.mark.parametrize("host", (
+    "127.evil.example 127.0.0.1.evil.example localhost.example notlocalhost 127.example.com 10.0.0.1 128.0.0.1 126.1 "
+    "1.127.0.0 2130706433.example 0x7f.example ::2 [fe80::1%lo] [::ffff:10.0.0.1] 127.0.0.256 127.0.0.1.1 0.0.0.1 "
+    "127..1 [localhost .localhost a@localhost a/b.localhost localhost:80 a.localhost:80 localhost.. 09.0.0.1 fe::1"
+).split() + ["", ".", "127.0.0.1 ", "127.0.0.1\n", "localhost\n", "a localhost", "127.0.0.1 x"])
+def test_another_machine(host):
+    assert not fields.is_this_machine(host)
+
+
+def test_all_networks_are_this_machine_only_for_a_caller():
+    for host in ("0.0.0.0", "::", "[::]", "0", "::ffff:0.0.0.0"):
+        assert fields.is_this_machine(host) and not fields.is_this_machine(host, listening=True)
+    for host in ("127.1", "localhost", "[::1]"):
+        assert fields.is_this_machine(host, listening=True)
+
+
+@pytest.mark.parametrize("host, port, no_proxy", [
+    ("gpu", 80, "*"), ("gpu", 80, "a, *"), ("10.0.0.1", 80, "*"),
+    ("gpu.corp", 80, "gpu.corp"), ("gpu.corp", 80, "corp"), ("gpu.corp", 80, ".corp"), ("gpu.corp", 80, "*.corp"),
+    ("GPU.Corp.", 80, "gpu.CORP"), ("gpu.corp", 80, "corp."), ("corp", 80, ".corp"), ("a.b.corp", 80, "a,b .corp c"),
+    ("gpu.corp", 8000, "corp:8000"), ("gpu.corp", 8000, " a , gpu.corp:08000 "), ("gpu.corp", 80, "*.corp:80"),
+    ("10.1.2.3", 80, "10.0.0.0/8"), ("10.1.2.3", 80, "10.1.2.3"), ("10.1.2.3", 80, "10.1.2.3:80"),
+    ("10.1.2.3", 80, "10.9.9.9/8"), ("10.1.2.3", 80, "10.0.0.0/255.0.0.0"), ("0xa.1.2.3", 80, "10.1.2.3"),
+    ("[::ffff:10.1.2.3]", 80, "10.0.0.0/8"), ("10.1.2.3", 80, "::ffff:10.1.2.3"), ("10.1.2.3", 80, "0.0.0.0/0"),
+    ("[fd00::1]", 80, "fd00::/8"), ("[fd00::1]", 80, "[fd00::]/8"), ("[fd00::1]", 80, "[fd00::/8]"),
+    ("fd00::1", 80, "[fd00:0:0::1]"), ("[FD00::1]", 8000, "[fd00::1]:8000"), ("[fd00::1%eth0]", 80, "fd00::1"),
+    ("xn--bcher-kva.example", 80, "b\u00fccher.example"),
+])
+def test_no_proxy_names_the_server(host, port, no_proxy):
+    assert fields.bypasses_proxy(host, port, no_proxy)
+
+
+@pytest.mark.parametrize("host, port, no_proxy", [
+    ("gpu", 80, ""), ("gpu", 80, " , ,"), ("gpu.corp", 80, "."), ("gpu.corp", 80, "*."), ("mycorp", 80, "corp"),
+    ("gpu.corp", 80, "u.corp"), ("gpu.corp", 80, "gpu"), ("gpu.corp", 80, "corp:8000"), ("gpu.corp", 80, "a.gpu.corp"),
+    ("10.1.2.3", 80, "11.0.0.0/8"), ("10.1.2.3", 80, "2.3"), ("10.1.2.3", 80, ".3"), ("10.1.2.3", 80, "10.1.2.3:81"),
+    ("10.1.2.3", 80, "10.0.0.0/99"), ("10.1.2.3", 80, "10.0.0.0/x"), ("10.1.2.3", 80, "corp/8"),
+    ("10.1.2.3", 80, "::/0"), ("[fd00::1]", 80, "fe00::/8"), ("[fd00::1]", 80, "[fd00::1]:81"),
+    ("[fd00::1]", 80, "0.0.0.0/0"), ("gpu.corp", 80, "10.0.0.0/8"), ("[fd00::1]", 80, "["), ("gpu", 80, "[gpu]:81"),
+])
+def test_no_proxy_does_not_name_the_server(host, port, no_proxy):
+    assert not fields.bypasses_proxy(host, port, no_proxy)
+
+
+@given(st.text(max_size=20), st.text(alphabet="*.:/[]%0123456789abcx, \u00e9", max_size=20))
+def test_no_host_and_no_list_is_too_odd(host, no_proxy):
+    fields.is_this_machine(host)
+    fields.bypasses_proxy(host, 80, no_proxy)

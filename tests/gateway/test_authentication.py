@@ -8,10 +8,12 @@ from vllm_bridge.gateway.authentication import Doors
 
 LOCAL = [
     "http://localhost", "http://localhost:3000", "https://127.0.0.1:8443", "http://[::1]:5173", "HTTP://LocalHost:1",
+    "http://127.0.0.2", "http://0.0.0.0:8080", "http://app.localhost:3000",
 ]
 FOREIGN = [
     "http://localhost.evil.example", "http://evil.example", "null", "", "http://localhost:3000.evil.example",
-    "http://127.0.0.1.evil.example", "http://localhost@evil.example", "file://localhost", "http://localhost:3000\n",
+    "http://127.0.0.1.evil.example", "http://127.evil.example", "http://[::1].evil.example",
+    "http://localhost@evil.example", "file://localhost", "http://localhost:3000\n",
 ]
 
 

@@ -15,15 +15,16 @@ import weakref
 from functools import partial
 from typing import Any, Dict, Iterator, Optional, Tuple, TypeVar, Union
 from urllib.parse import urlsplit
+from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import requests
 import urllib3
 from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
-from requests.utils import get_environ_proxies
 
 from .adapter import Exchange, PoolAdapter, current
 from ..config.settings import NetworkConfig, ProxyConfig
+from ..config.validate import bypasses_proxy, is_this_machine
 from ..errors import APIConnectionError, APITimeoutError, BridgeError, ConfigError, ResponseDecodeError
 from .lean import LeanAdapter, PlainRequest, is_own
 from .reply import Call, OpenReply, Reply, Watch, cancelled_error
@@ -31,7 +32,7 @@ from .retry import CONNECTION_NOT_MADE
 from .stream import Limits, Reader, Stream
 from ..http1.timed_socket import TIMED_OUT
 
-__all__ = ["Transport", "is_loopback"]
+__all__ = ["Transport"]
 
 Item = TypeVar("Item")
 
@@ -196,10 +197,9 @@ class Transport:
         proxy = self._proxy
         if proxy.type in ("http", "socks5"):
             return {"http": proxy.url_with_credentials(), "https": proxy.url_with_credentials()}
-        host = urlsplit(url).hostname or ""
-        if proxy.type == "none" or is_loopback(host):
+        if proxy.type == "none" or _is_direct(url):
             return {"http": None, "https": None}
-        chosen: Dict[str, Optional[str]] = dict(get_environ_proxies(url))
+        chosen: Dict[str, Optional[str]] = dict(getproxies())
         if not all(_has_host(address) for address in chosen.values()):
             raise _bad_proxy(url)
         return chosen
@@ -288,11 +288,16 @@ def _prepared(call: Call, template: Dict[str, Any]) -> requests.PreparedRequest:
     return prepared
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name is this machine: ``localhost``, ``127.0.0.0/8``, ``::1``."""
-    if host == "localhost" or host.endswith(".localhost") or host == "::1":
+def _is_direct(url: str) -> bool:
+    """Tell whether the environment, or else the system's settings, want no proxy for a server."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_this_machine(host):
         return True
-    return re.match(r"127(\.[0-9]{1,3}){3}\Z", host) is not None
+    named = getproxies_environment()
+    if not named:
+        return bool(proxy_bypass(host))  # the settings of macOS and Windows
+    return bypasses_proxy(host, parts.port or (443 if parts.scheme == "https" else 80), named.pop("no", ""))
 
 
 def _origin(url: str) -> str:

@@ -9,9 +9,10 @@ import os
 from typing import Any, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Type, TypeVar, Union
 from urllib.parse import quote
 
-from . import validate
+from . import environment, validate
+from .environment import check_headers
+from .validate import normalise_base_url, normalise_timeout
 from ..errors import ConfigError
-from .validate import check_headers, normalise_base_url, normalise_timeout
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -150,7 +151,7 @@ class NetworkConfig(_Settings):
         seconds = "default_request_timeout_in_seconds", "connect_timeout_in_seconds", "stream_idle_timeout_in_seconds"
         environ = os.environ if environ is None else environ
         self._set(
-            base_url=validate.address(base_url, at("base_url"), environ),
+            base_url=environment.address(base_url, at("base_url"), environ),
             default_request_timeout_in_seconds=validate.number(
                 default_request_timeout_in_seconds, at(seconds[0]), positive=True),
             connect_timeout_in_seconds=validate.number(connect_timeout_in_seconds, at(seconds[1]), positive=True),
@@ -161,7 +162,7 @@ class NetworkConfig(_Settings):
                 stream_idle_timeout_in_seconds, at(seconds[2]), positive=True),
             extra_headers=check_headers({} if extra_headers is None else extra_headers, at("extra_headers"), environ),
             insecure_skip_verify=validate.flag(insecure_skip_verify, at("insecure_skip_verify")),
-            ca_cert_pem=validate.certificates(ca_cert_pem, at("ca_cert_pem"), environ),
+            ca_cert_pem=environment.certificates(ca_cert_pem, at("ca_cert_pem"), environ),
             max_conns_per_host=validate.whole(max_conns_per_host, at("max_conns_per_host"), least=1, most=10000),
             keep_alive_timeout_in_seconds=validate.number(
                 keep_alive_timeout_in_seconds, at("keep_alive_timeout_in_seconds")),
@@ -197,11 +198,11 @@ class ProxyConfig(_Settings):
         environ = os.environ if environ is None else environ
         if type not in ("environment", "none", "http", "socks5"):
             raise validate.wrong(at("type"), "environment, none, http or socks5", type)
-        address = validate.optional(url, at("url"), environ)
+        address = environment.optional(url, at("url"), environ)
         if type in self._schemes:
             if address is None:
                 raise ConfigError("%s: is needed for a proxy of type %s" % (at("url"), type))
-            hidden = validate.env_name(url) is not None
+            hidden = environment.env_name(url) is not None
             address = "%s://%s" % validate.split_url(address, at("url"), self._schemes[type], secret=hidden)[:2]
         elif address or username or password:
             raise ConfigError('%s: must be "http" or "socks5" for the url, username and password given' % at("type"))
@@ -210,9 +211,9 @@ class ProxyConfig(_Settings):
         self._set(
             type=type,
             url=address,
-            username=validate.optional(username, at("username"), environ),
-            password=validate.optional(password, at("password"), environ),
-            ca_cert_pem=validate.certificates(ca_cert_pem, at("ca_cert_pem"), environ),
+            username=environment.optional(username, at("username"), environ),
+            password=environment.optional(password, at("password"), environ),
+            ca_cert_pem=environment.certificates(ca_cert_pem, at("ca_cert_pem"), environ),
         )
 
     def url_with_credentials(self) -> Optional[str]:
@@ -277,17 +278,17 @@ class Key(_Settings):
         url, url_at = _either(url, server, "url", path)
         model_name, model_name_at = _either(model_name, server, "model_name", path)
         self._set(
-            value=validate.key_value(value, at("value"), environ),
-            id=validate.optional(id, at("id")),
-            name=validate.optional(name, at("name")),
+            value=environment.key_value(value, at("value"), environ),
+            id=environment.optional(id, at("id")),
+            name=environment.optional(name, at("name")),
             models=validate.names(models, at("models")),
             blacklisted_models=validate.names(blacklisted_models, at("blacklisted_models")),
             weight=validate.number(weight, at("weight")),
             aliases={alias: validate.text(real, "%s.%s" % (at("aliases"), validate.quoted(alias)))
                      for alias, real in aliases.items()},
             enabled=validate.flag(enabled, at("enabled")),
-            url=validate.address(url, url_at, environ),
-            model_name=validate.optional(model_name, model_name_at),
+            url=environment.address(url, url_at, environ),
+            model_name=environment.optional(model_name, model_name_at),
         )
 
     def __hash__(self) -> int:

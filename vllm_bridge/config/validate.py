@@ -3,32 +3,27 @@
 Every message begins with the path of the field. A value that may be a secret is never quoted.
 """
 
-import logging
-import os
+import ipaddress
 import re
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+import socket
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
 
-__all__ = ["MAX_SECONDS", "check_headers", "normalise_base_url", "normalise_timeout"]
+__all__ = ["bypasses_proxy", "is_this_machine", "normalise_base_url", "normalise_timeout"]
 
 MAX_SECONDS = 1000000  # poll() counts milliseconds in an int and wraps round after 24.8 days
 _CONNECT_SECONDS = 5.0
 _SHOWN = 60  # characters of a wrong value that a message quotes
 
-_ENV = r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z"
 _CONTROL = r"[\x00-\x20\x7f-\xa0\u2028\u2029]"
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\Z"
 _URL_PATH = r"[A-Za-z0-9._~!$&'()*+,;=:%/-]*\Z"
 _OPERATIONS = ("/completions", "/embeddings", "/rerank", "/responses", "/models", "/transcriptions")
-_FRAMING = frozenset(
-    "connection content-length expect keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
-)
-_log = logging.getLogger("vllm_bridge")
-_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", type(None): "null"}
+_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", type(None): "null",
+          list: "a list", tuple: "a list"}
 
 
 def wrong(path: str, expected: str, value: Any, secret: bool = False) -> ConfigError:
@@ -39,9 +34,7 @@ def wrong(path: str, expected: str, value: Any, secret: bool = False) -> ConfigE
 def _shown(value: Any, secret: bool) -> str:
     kind = _KINDS.get(type(value))
     if kind is None:
-        if isinstance(value, Mapping):
-            return "an object"
-        return "a list" if isinstance(value, (list, tuple)) else type(value).__name__
+        return "an object" if isinstance(value, Mapping) else type(value).__name__
     if secret:
         return kind
     if value is None:
@@ -131,30 +124,6 @@ def known(found: Iterable[str], allowed: Iterable[str], ignored: Iterable[str], 
     return kept
 
 
-# ---------------------------------------------------------------- env.NAME
-
-
-def env_name(value: Any) -> Optional[str]:
-    """Return the variable that a value ``env.NAME`` names, else ``None``."""
-    match = re.compile(_ENV).match(value) if isinstance(value, str) else None
-    return match.group(1) if match else None
-
-
-def env_text(value: Any, path: str, environ: Mapping[str, str], *, secret: bool = False) -> str:
-    """Return a string, the variable's content in place of ``env.NAME``; an unset one is an error.
-
-    White space around a variable's content goes: a mounted secret often ends with a line end.
-    """
-    name = env_name(value)
-    if name is None:
-        return text(value, path, secret=secret)
-    content = environ.get(name, "").strip()
-    if not content:
-        state = "empty" if name in environ else "not set"
-        raise ConfigError("%s: the environment variable %s is %s; set it" % (path, name, state))
-    return content
-
-
 def header_text(value: str, path: str) -> str:
     """Return a string that may stand in a header; the message does not quote it."""
     value = value.strip(" \t")
@@ -163,39 +132,7 @@ def header_text(value: str, path: str) -> str:
     return value
 
 
-# ---------------------------------------------------------------- headers, timeouts
-
-
-def check_headers(headers: Any, path: str, environ: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
-    """Return headers as a new dict, checked; with `environ`, ``env.NAME`` values are filled in.
-
-    Headers that frame the message (``Content-Length``, ``Transfer-Encoding``, ``Connection``, ...)
-    are refused: the connection sets them.
-    """
-    checked: Dict[str, str] = {}
-    seen = set()
-    for name, value in mapping(headers, path).items():
-        folded = name.lower()
-        if folded in seen or folded in _FRAMING or not _TOKEN.match(name):
-            raise _unfit(name, path, folded in seen)
-        seen.add(folded)
-        if type(value) is str and environ is None and _HEADER_VALUE.match(value):
-            checked[name] = value.strip(" \t")
-            continue
-        where = "%s.%s" % (path, name)
-        if environ is not None:
-            value = env_text(value, where, environ, secret=True)
-        checked[name] = header_text(text(value, where, secret=True), where)
-    return checked
-
-
-def _unfit(name: str, path: str, twice: bool) -> ConfigError:
-    """Say why a header may not have this name."""
-    if not _TOKEN.match(name):
-        return ConfigError("%s.%s: is no header name; letters, digits and - are" % (path, quoted(name)))
-    if twice:
-        return ConfigError("%s.%s: is there twice, in different case" % (path, name))
-    return ConfigError("%s.%s: is set by the connection itself; leave it out" % (path, name))
+# ---------------------------------------------------------------- timeouts
 
 
 def normalise_timeout(
@@ -289,8 +226,6 @@ def _host_and_port(netloc: str) -> Tuple[str, str, str]:
 def _host(host: str) -> str:
     """Return a host in the form that goes on the wire, or "" if it is none."""
     if host.startswith("["):
-        import ipaddress  # only an IPv6 address needs it
-
         try:
             ipaddress.IPv6Address(host[1:-1].partition("%")[0])
         except ValueError:
@@ -304,60 +239,68 @@ def _host(host: str) -> str:
     return host.lower() if all(re.compile(_LABEL).match(label) for label in labels) else ""
 
 
-# ---------------------------------------------------------------- settings that may be env.NAME
+def is_this_machine(host: str, *, listening: bool = False) -> bool:
+    """Tell whether a host name or an address, in any spelling that the resolver takes, is this machine.
 
-
-def address(value: Any, path: str, environ: Mapping[str, str]) -> Optional[str]:
-    """Return a server's base URL, normalised, or ``None`` for an empty one."""
-    if value is None or value == "":
-        return None
-    # What a variable holds may be a secret put in the wrong place.
-    from_variable = env_name(value) is not None
-    return normalise_base_url(env_text(value, path, environ), path, secret=from_variable)
-
-
-def optional(value: Any, path: str, environ: Optional[Mapping[str, str]] = None) -> Optional[str]:
-    """Return a string, or ``None`` for an empty one; with `environ`, ``env.NAME`` is filled in."""
-    if value is None or value == "":
-        return None
-    if environ is None:
-        return text(value, path)
-    return env_text(value, path, environ, secret=True)
-
-
-def key_value(value: Any, path: str, environ: Mapping[str, str]) -> str:
-    """Return an API key; a variable that is not set gives none, and a warning that names it.
-
-    vLLM started without ``--api-key`` needs none, so that is no error.
+    ``0.0.0.0`` and ``::`` are, for a caller; for a server that listens they are all of its networks.
     """
-    value = text(value, path, secret=True).strip()
-    name = env_name(value)
-    if name is not None:
-        if name not in environ:
-            _log.warning("%s: the environment variable %s is not set, so no API key is sent", path, name)
-        value = environ.get(name, "").strip()
-    return header_text(value, path)
+    found = _ip_address(host)
+    if found is None:
+        return re.match(r"([a-z0-9_-]+\.)*localhost\.?\Z", host.lower()) is not None
+    return found.is_loopback or (found.is_unspecified and not listening)
 
 
-def certificates(value: Any, path: str, environ: Mapping[str, str]) -> Optional[str]:
-    """Return PEM text, or the path of a bundle, after reading it once."""
-    pem = optional(value, path, environ)
-    if pem is None:
-        return None
-    import ssl  # only a private authority needs it
+def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:
+    """Tell whether the variable ``no_proxy`` names a server: ``*``, names, their ends, addresses, networks, ports."""
+    found = _ip_address(host)
+    name = _bare(host)
+    for entry in no_proxy.lower().replace(",", " ").split():
+        if entry == "*":
+            return True
+        match = re.match(r"(\[.*\]|[^:]*):0*([0-9]+)\Z", entry)  # not the last part of a bare IPv6 address
+        target, wanted = match.groups() if match else (entry, str(port))
+        if wanted != str(port):
+            continue
+        if found is not None:
+            if _holds(target, found):
+                return True
+            continue
+        target = _bare(target[1:] if target.startswith("*.") else target).lstrip(".")
+        if target and ("." + name).endswith("." + target):
+            return True
+    return False
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+_IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
+
+def _ip_address(host: str) -> Optional[_IPAddress]:
+    """Return the address that a host is: ``127.1``, ``0x7f.1`` and ``[::ffff:127.0.0.1%lo]`` are 127.0.0.1."""
+    host = _bare(host)
     try:
-        if "-----BEGIN" in pem:
-            context.load_verify_locations(cadata=pem)
-            return pem
-        pem = os.path.expanduser(pem)
-        if os.path.isdir(pem):
-            context.load_verify_locations(capath=pem)
-        else:
-            context.load_verify_locations(cafile=pem)
-    except FileNotFoundError:
-        raise ConfigError("%s: there is no such file, and it is no PEM text" % path) from None
-    except (OSError, TypeError, ValueError):  # ssl.SSLError is an OSError
-        raise ConfigError("%s: holds no certificate that can be read (PEM)" % path) from None
-    return pem
+        if re.match(r"[0-9a-fx.]+\Z", host):
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        found = ipaddress.IPv6Address(host.partition("%")[0])
+    except (OSError, ValueError):
+        return None
+    return found.ipv4_mapped or found
+
+
+def _bare(host: str) -> str:
+    """Return a host in lower case without brackets or the dot of the root."""
+    host = host.lower()
+    if host.startswith("[") and host.endswith("]"):
+        return host[1:-1]
+    host = host if host.isascii() else _host(host)
+    return host[:-1] if host.endswith(".") else host
+
+
+def _holds(target: str, address: _IPAddress) -> bool:
+    """Tell whether an entry of ``no_proxy`` is an address, or a network around it."""
+    target, slash, prefix = target.replace("[", "").replace("]", "").partition("/")
+    network = _ip_address(target)
+    try:
+        return network == address or (slash != "" and address in ipaddress.ip_network(
+            "%s/%s" % (network, prefix), strict=False))
+    except ValueError:
+        return False

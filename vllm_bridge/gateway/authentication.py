@@ -5,11 +5,12 @@ import re
 from hashlib import sha256
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Pattern, Tuple
 
+from ..config.validate import is_this_machine
 from ..errors import AuthenticationError, BridgeError, PermissionDeniedError
 
 __all__ = ["Doors"]
 
-_LOCAL = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?\Z", re.IGNORECASE)
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?\Z", re.IGNORECASE)
 _METHODS = "GET, POST, PUT, DELETE, PATCH, OPTIONS, HEAD"
 _DAY = "86400"
 _EXPOSED = "X-Request-Id, Retry-After"
@@ -58,7 +59,10 @@ class Doors:
 
     def allows(self, origin: str) -> bool:
         """Tell whether pages of an origin may call."""
-        return self._all or _LOCAL.match(origin) is not None or any(known.match(origin) for known in self._origins)
+        parts = _ORIGIN.match(origin)
+        if self._all or (parts is not None and is_this_machine(parts.group(1))):
+            return True
+        return any(known.match(origin) for known in self._origins)
 
     def headers(self, environ: Mapping[str, Any]) -> List[Tuple[str, str]]:
         """Return the CORS headers of a reply; none for a request that comes from no web page."""

@@ -6,12 +6,11 @@
 import os
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from ..config import file as config_file
-from ..config import validate
+from ..config import environment, file as config_file, validate
 from ..config.settings import Key, ProviderConfig
 from ..errors import ConfigError
 
-__all__ = ["SETTINGS", "Setting", "Settings", "is_local", "read"]
+__all__ = ["SETTINGS", "Setting", "Settings", "read"]
 
 PREFIX = "VLLM_BRIDGE_"
 _MIB = 1024 * 1024
@@ -139,7 +138,7 @@ class Settings:
 
     def check_address(self) -> None:
         """Raise `ConfigError` if everybody on the network could use the gateway without anybody having said so."""
-        if not (self.api_keys or self.insecure or is_local(self.host)):
+        if not (self.api_keys or self.insecure or validate.is_this_machine(self.host, listening=True)):
             raise ConfigError(
                 "host: %s can be reached from other machines; give an api_key or an api_key_file for the clients, "
                 "or insecure to serve everybody" % validate.quoted(self.host)
@@ -222,8 +221,8 @@ def _from_file(client: Dict[str, Any], environ: Mapping[str, str]) -> _Given:
 
 def _filled(value: Any, path: str, environ: Mapping[str, str], secret: bool) -> Any:
     if isinstance(value, (list, tuple)):
-        return [validate.env_text(item, path, environ, secret=secret) for item in value]
-    return validate.env_text(value, path, environ, secret=secret)
+        return [environment.env_text(item, path, environ, secret=secret) for item in value]
+    return environment.env_text(value, path, environ, secret=secret)
 
 
 def _flag_path(name: str) -> str:
@@ -296,8 +295,3 @@ def _provider(provider: Optional[ProviderConfig], given: _Given, environ: Mappin
                               % given["upstream_key"][0])
         changes["keys"] = [Key(given["upstream_key"][1], path=given["upstream_key"][0], environ=environ)]
     return config.replace(**changes) if changes else config
-
-
-def is_local(host: str) -> bool:
-    """Tell whether only this machine can reach a listening address."""
-    return host == "localhost" or host == "::1" or host.startswith("127.")

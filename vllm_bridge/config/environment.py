@@ -1,0 +1,124 @@
+"""Settings that may stand in an environment variable, written ``env.NAME`` in its place."""
+
+import logging
+import os
+import re
+from typing import Any, Dict, Mapping, Optional
+
+from . import validate
+from ..errors import ConfigError
+
+__all__ = ["address", "certificates", "check_headers", "env_name", "env_text", "key_value", "optional"]
+
+_ENV = r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_FRAMING = frozenset(
+    "connection content-length expect keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
+)
+_log = logging.getLogger("vllm_bridge")
+
+
+def env_name(value: Any) -> Optional[str]:
+    """Return the variable that a value ``env.NAME`` names, else ``None``."""
+    match = re.compile(_ENV).match(value) if isinstance(value, str) else None
+    return match.group(1) if match else None
+
+
+def env_text(value: Any, path: str, environ: Mapping[str, str], *, secret: bool = False) -> str:
+    """Return a string, the variable's content in place of ``env.NAME``; an unset one is an error.
+
+    White space around a variable's content goes: a mounted secret often ends with a line end.
+    """
+    name = env_name(value)
+    if name is None:
+        return validate.text(value, path, secret=secret)
+    content = environ.get(name, "").strip()
+    if not content:
+        state = "empty" if name in environ else "not set"
+        raise ConfigError("%s: the environment variable %s is %s; set it" % (path, name, state))
+    return content
+
+
+def check_headers(headers: Any, path: str, environ: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
+    """Return headers as a new dict, checked; with `environ`, ``env.NAME`` values are filled in.
+
+    Headers that frame the message (``Content-Length``, ``Transfer-Encoding``, ``Connection``, ...)
+    are refused: the connection sets them.
+    """
+    checked: Dict[str, str] = {}
+    seen = set()
+    for name, value in validate.mapping(headers, path).items():
+        folded = name.lower()
+        if folded in seen or folded in _FRAMING or not _TOKEN.match(name):
+            raise _unfit(name, path, folded in seen)
+        seen.add(folded)
+        where = "%s.%s" % (path, name)
+        if environ is not None:
+            value = env_text(value, where, environ, secret=True)
+        checked[name] = validate.header_text(validate.text(value, where, secret=True), where)
+    return checked
+
+
+def _unfit(name: str, path: str, twice: bool) -> ConfigError:
+    """Say why a header may not have this name."""
+    if not _TOKEN.match(name):
+        return ConfigError("%s.%s: is no header name; letters, digits and - are" % (path, validate.quoted(name)))
+    if twice:
+        return ConfigError("%s.%s: is there twice, in different case" % (path, name))
+    return ConfigError("%s.%s: is set by the connection itself; leave it out" % (path, name))
+
+
+def address(value: Any, path: str, environ: Mapping[str, str]) -> Optional[str]:
+    """Return a server's base URL, normalised, or ``None`` for an empty one."""
+    if value is None or value == "":
+        return None
+    # What a variable holds may be a secret put in the wrong place.
+    from_variable = env_name(value) is not None
+    return validate.normalise_base_url(env_text(value, path, environ), path, secret=from_variable)
+
+
+def optional(value: Any, path: str, environ: Optional[Mapping[str, str]] = None) -> Optional[str]:
+    """Return a string, or ``None`` for an empty one; with `environ`, ``env.NAME`` is filled in."""
+    if value is None or value == "":
+        return None
+    if environ is None:
+        return validate.text(value, path)
+    return env_text(value, path, environ, secret=True)
+
+
+def key_value(value: Any, path: str, environ: Mapping[str, str]) -> str:
+    """Return an API key; a variable that is not set gives none, and a warning that names it.
+
+    vLLM started without ``--api-key`` needs none, so that is no error.
+    """
+    value = validate.text(value, path, secret=True).strip()
+    name = env_name(value)
+    if name is not None:
+        if name not in environ:
+            _log.warning("%s: the environment variable %s is not set, so no API key is sent", path, name)
+        value = environ.get(name, "").strip()
+    return validate.header_text(value, path)
+
+
+def certificates(value: Any, path: str, environ: Mapping[str, str]) -> Optional[str]:
+    """Return PEM text, or the path of a bundle, after reading it once."""
+    pem = optional(value, path, environ)
+    if pem is None:
+        return None
+    import ssl  # only a private authority needs it
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if "-----BEGIN" in pem:
+            context.load_verify_locations(cadata=pem)
+            return pem
+        pem = os.path.expanduser(pem)
+        if os.path.isdir(pem):
+            context.load_verify_locations(capath=pem)
+        else:
+            context.load_verify_locations(cafile=pem)
+    except FileNotFoundError:
+        raise ConfigError("%s: there is no such file, and it is no PEM text" % path) from None
+    except (OSError, TypeError, ValueError):  # ssl.SSLError is an OSError
+        raise ConfigError("%s: holds no certificate that can be read (PEM)" % path) from None
+    return pem
