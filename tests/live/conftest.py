@@ -78,8 +78,6 @@ def faces() -> Iterator[Callable[[str, str], Face]]:
             server = target(role)
             front = server
             if kind == "gateway":
-                if not (ROOT / "vllm_bridge" / "cli.py").exists():
-                    pytest.skip("this checkout has no gateway yet")
                 process, front = start_gateway(server)
                 processes.append(process)
             made[kind, role] = Face(kind, server, front)
