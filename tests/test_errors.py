@@ -126,7 +126,7 @@ def test_an_error_in_a_200_has_the_status_of_its_code(name, cls, status):
     assert type(error) is cls and error.status_code == error.code == status
 
 
-# ---------------------------------------------------------------- shapes (SPEC §3, WIRE §3)
+# ---------------------------------------------------------------- shapes
 
 NESTED = {"error": {"message": "m", "type": "t", "param": "p", "code": 404}}
 
@@ -253,9 +253,9 @@ def test_what_is_an_error_under_a_200(payload, message):
         (500, "application/json", b'{"error": "cut', 'provider API error: {"error": "cut'),
         (500, "application/json", b"null", "provider API error: null"),
         (500, "application/json", b'"boom"', 'provider API error: "boom"'),
-        (500, "application/json", b"[" * 100000, "provider API error: " + "[" * 500 + "\u2026"),
+        (500, "application/json", b"[" * 100000, "provider API error: " + "[" * 65536),
         (500, "", b"\xff\xfe", "provider API error: \ufffd\ufffd"),
-        (500, "", b"x" * 1000, "provider API error: " + "x" * 500 + "\u2026"),
+        (500, "", b"x" * 1000, "provider API error: " + "x" * 1000),
         (400, "", "{\"error\": \"gr\u00fc\u00df\"}".encode(), "gr\u00fc\u00df"),
         (400, "", b"\xef\xbb\xbf{\"error\": \"bom\"}", "bom"),
     ],
@@ -272,7 +272,7 @@ def test_bodies(status, content_type, body, message):
 def test_a_nested_body_is_an_error_like_any_other(form, depth):
     body = (form % ("[" * depth + "1" + "]" * depth)).encode()
     error = error_from_body(500, "application/json", body)
-    assert type(error) is InternalServerError and len(error.message) < 700
+    assert type(error) is InternalServerError and error.quoted <= 2000
 
 
 def test_a_payload_nested_beyond_all_measure():
@@ -313,6 +313,47 @@ def test_any_payload_is_an_error_with_a_message_and_a_status(payload, status):
 def test_any_body_is_an_error(body, content_type):
     error = error_from_body(500, content_type, body)
     assert type(error) is InternalServerError and error.message
+
+
+@pytest.mark.parametrize("make", [
+    lambda text: error_from_body(500, "text/plain", text.encode()),
+    lambda text: error_from_payload({"weird": text}, 400),
+    lambda text: errors.undecodable("the server sent no JSON object", text),
+])
+@pytest.mark.parametrize("before", [0, 165, 460, 1000])
+def test_a_text_is_whole_until_its_keys_are_masked(make, before):
+    error = make("x" * before + " Bearer sk-SECRET-SECRET")
+    assert "sk-SECRET-SECRET" in error.message and error.quoted < 600
+
+
+# ---------------------------------------------------------------- too long for the model
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if "too_long" in name or name == "req_36MB_body"])
+def test_recorded_refusals_of_what_is_too_long(name):
+    transcript = wire.load(name)
+    assert errors.exceeds_context(error_from_body(transcript.status, transcript.content_type, transcript.body))
+
+
+@pytest.mark.parametrize("message", [
+    # vLLM 0.4 to 0.10, SGLang, llama.cpp
+    "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the messages, 1000 "
+    "in the completion). Please reduce the length of the messages or completion.",
+    "The decoder prompt (length 2000) is longer than the maximum model length of 1024.",
+    "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context length is 1024 tokens and "
+    "your request has 20 input tokens (5000 > 1024 - 20).",
+    "The input (9000 tokens) is longer than the model's context length (8192 tokens).",
+    "the request exceeds the available context size, try increasing it",
+])
+def test_other_servers_and_versions(message):
+    assert errors.exceeds_context(BadRequestError(message))
+    assert not errors.exceeds_context(InternalServerError(message))
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if "too_long" not in name and name != "req_36MB_body"])
+def test_other_recorded_errors_are_none_of_that(name):
+    transcript = wire.load(name)
+    assert not errors.exceeds_context(error_from_body(transcript.status, transcript.content_type, transcript.body))
 
 
 # ---------------------------------------------------------------- the errors themselves

@@ -43,7 +43,9 @@ __all__ = [
 ]
 
 _CONTENT = ("choices", "data", "results", "text", "output")  # what the replies of the operations carry
-_BODY_SHOWN = 500  # characters of an unreadable body that a message quotes
+_BODY_SHOWN = 500  # characters of an unreadable body that are worth showing,
+_ANSWER_SHOWN = 200  # and of an answer that is not what it should be
+_LONGEST = 65536  # of either that are kept: no key is cut that the first characters might show
 
 
 class BridgeError(Exception):
@@ -52,6 +54,7 @@ class BridgeError(Exception):
     ``message``, ``type``, ``code`` and ``param`` are the server's own where it sent them.
     ``status_code`` is the HTTP status, or the one an error inside a 200 body stood for;
     ``payload`` is the decoded error body; ``url`` is where the request went, without credentials.
+    ``quoted`` is how many characters of the message are to be shown: whoever knows the keys masks them first.
     """
 
     default_type: Optional[str] = None
@@ -69,6 +72,7 @@ class BridgeError(Exception):
         request_id: Optional[str] = None,
         payload: Any = None,
         url: Optional[str] = None,
+        quoted: int = 2000,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -79,6 +83,7 @@ class BridgeError(Exception):
         self.request_id = request_id
         self.payload = payload
         self.url = url
+        self.quoted = quoted
         self.retry_after: Optional[float] = None  # seconds, where the server asked for a pause
 
     def __str__(self) -> str:
@@ -204,7 +209,7 @@ _BY_STATUS: Dict[int, Type[APIStatusError]] = {
     429: RateLimitError,
 }
 
-# What to say when the server said nothing (SPEC §3).
+# What to say when the server said nothing.
 _SILENT: Dict[int, str] = {
     401: "authentication failed: unauthorized (401) - check your API key",
     403: "access forbidden (403) - your API key may not have permission for this operation",
@@ -224,7 +229,7 @@ def class_for_status(status: int) -> Type[APIStatusError]:
 
 
 def error_from_payload(payload: Any, status: int = 200, **fields: Any) -> APIStatusError:
-    """Turn any decoded error body into an error (WIRE.md §3 lists the shapes vLLM sends).
+    """Turn any decoded error body into an error: OpenAI's shape, vLLM's older flat one, FastAPI's ``detail``.
 
     `status` is the HTTP status. Below 400 the status comes from the numeric code in the body, else
     500. `fields` (``request_id``, ``url``) are set on the error.
@@ -237,6 +242,7 @@ def error_from_payload(payload: Any, status: int = 200, **fields: Any) -> APISta
     if message is None:
         message = _SILENT.get(status) or "provider API error (status %d)" % status
         if payload:
+            fields["quoted"] = len(message) + 2 + _BODY_SHOWN
             message += ": %s" % _json(payload)
     return class_for_status(status)(
         message,
@@ -290,8 +296,18 @@ def error_from_body(status: int, content_type: str, body: bytes, **fields: Any) 
     elif is_html(content_type, text):
         message = "HTML response received from provider" + _title(text)
     else:
-        message = "provider API error: %s" % _shorten(text)
+        message = "provider API error: "
+        fields["quoted"] = len(message) + _BODY_SHOWN
+        message += text[:_LONGEST]
     return class_for_status(status)(message, status_code=status, payload=text or None, **fields)
+
+
+def undecodable(problem: str, text: str, **fields: Any) -> ResponseDecodeError:
+    """Return the error for an answer that is not what it should be; `text`, the answer, is quoted and its payload."""
+    message = "%s: " % problem
+    payload = text if len(text) <= _LONGEST else None
+    fields = {"payload": payload, "quoted": len(message) + _ANSWER_SHOWN, **fields}
+    return ResponseDecodeError(message + (text[:_LONGEST] or "an empty body"), **fields)
 
 
 def is_html(content_type: str, text: str) -> bool:
@@ -341,7 +357,7 @@ def _detail(item: Any) -> str:
 
 def _json(value: Any) -> str:
     try:
-        return _shorten(json.dumps(value))
+        return json.dumps(value)[:_LONGEST]
     except RecursionError:
         return "nested too deeply to be shown"
 
@@ -367,13 +383,23 @@ def _text(value: Any) -> Optional[str]:
     return value if isinstance(value, str) else None
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _BODY_SHOWN else text[:_BODY_SHOWN] + "…"
-
-
 def _title(text: str) -> str:
     match = re.search(r"<title[^>]{0,200}>(.{1,200}?)</title>", text[:20000], re.IGNORECASE | re.DOTALL)
     return ": " + " ".join(match.group(1).split()) if match else ""
+
+
+# What servers say when a prompt, with the answer that was asked for, does not fit the model: vLLM in its versions
+# (tests/data/vllm-0.32.0/err_context_too_long.json), SGLang, llama.cpp, and OpenAI's own code.
+_TOO_LONG = re.compile(
+    r"context[ _](length|size|window)|maximum model length|prompt is too long", re.IGNORECASE
+)
+
+
+def exceeds_context(error: BridgeError) -> bool:
+    """Tell whether a server refused a request because it is longer than the model's context."""
+    if error.code == "context_length_exceeded":
+        return True
+    return error.status_code in (400, 413, 422) and _TOO_LONG.search(error.message) is not None
 
 
 # ---------------------------------------------------------------- error → payload

@@ -245,7 +245,7 @@ def test_decode(data, value):
         (b"<html>", "<html>"),
         (b'{"a": ', '{"a": '),
         (b'"\xff"', '"\ufffd"'),
-        ("x" * 300, "x" * 200 + "\u2026"),
+        ("x" * 300, "x" * 300),
         (b"[" * 100000, "nested too deeply"),
         (b"{} {}", "Extra data"),
     ],
@@ -253,7 +253,7 @@ def test_decode(data, value):
 def test_what_is_no_json_is_shown(data, told):
     with pytest.raises(ResponseDecodeError, match="the server sent no valid JSON") as raised:
         decode(data)
-    assert told in raised.value.message and len(raised.value.payload) <= 201
+    assert told in raised.value.message and len(raised.value.payload or "") <= 65536
 
 
 # ---------------------------------------------------------------- types

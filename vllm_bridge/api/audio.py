@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from ..errors import BadRequestError, IncompleteStreamError, ResponseDecodeError, is_html
+from ..errors import BadRequestError, IncompleteStreamError, ResponseDecodeError, is_html, undecodable
 from ..http1.formdata import Part
 from ..http1.multipart import FilePart
 from .folding import is_finish, joined, without_empty_ends
@@ -194,7 +194,7 @@ def result(body: bytes, content_type: str, response_format: Any = None) -> Dict[
     try:
         payload = json.loads(text.lstrip("\ufeff"))
     except (ValueError, RecursionError):
-        raise ResponseDecodeError("transcription reply is not JSON: %.200r" % text, payload=text) from None
+        raise undecodable("transcription reply is not JSON", text) from None
     if isinstance(payload, str):
         return {"text": payload}
     if not isinstance(payload, dict):

@@ -3,7 +3,7 @@
 import json
 from typing import Any, Dict, Mapping, Optional
 
-from ..errors import BadRequestError, ResponseDecodeError
+from ..errors import BadRequestError, ResponseDecodeError, undecodable
 from .record import decode
 
 __all__ = ["Written", "as_written", "merged", "object_of", "to_json"]
@@ -65,8 +65,8 @@ def object_of(body: bytes, **fields: Any) -> Dict[str, Any]:
         error.__dict__.update(fields)
         raise
     if not isinstance(payload, dict):
-        shown = body[:200].decode("utf-8", "replace")
-        raise ResponseDecodeError("the server sent no JSON object: %s" % shown, payload=payload, **fields)
+        text = body.decode("utf-8", "replace")
+        raise undecodable("the server sent no JSON object", text, payload=payload, **fields)
     return payload
 
 

@@ -6,7 +6,7 @@ from typing import Any, Dict, Generic, List, Optional, Sequence, Set, Type, Type
 
 from .chat import ChatAccumulator, normalise_chunk
 from .folding import index_of, is_finish, without_empty_ends
-from ..errors import IncompleteStreamError, ResponseDecodeError, error_from_payload, payload_error
+from ..errors import IncompleteStreamError, error_from_payload, payload_error, undecodable
 from .record import decode
 from .records import (
     ChatCompletion,
@@ -53,9 +53,7 @@ def payload_of(event: Event) -> Dict[str, Any]:
     if end != len(data):
         payload = decode(data)  # white space around it, or it raises and says what stood there
     if type(payload) is not dict:
-        raise ResponseDecodeError(
-            "an event of the stream is no JSON object: %s" % event.data[:200], payload=event.data[:2000]
-        )
+        raise undecodable("an event of the stream is no JSON object", data)
     choices = payload.get("choices")
     if choices is None or "error" in payload:
         error = payload_error(payload)
@@ -64,9 +62,7 @@ def payload_of(event: Event) -> Dict[str, Any]:
         if error is not None:
             raise error
     if choices is not None and type(choices) is not list:
-        raise ResponseDecodeError(
-            "the choices of a chunk are no list: %s" % event.data[:200], payload=event.data[:2000]
-        )
+        raise undecodable("the choices of a chunk are no list", data)
     return payload
 
 

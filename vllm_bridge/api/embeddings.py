@@ -9,7 +9,7 @@ from array import array
 from math import isfinite
 from typing import Any, Dict
 
-from ..errors import APIStatusError, ResponseDecodeError, error_from_payload
+from ..errors import APIStatusError, error_from_payload, undecodable
 
 __all__ = ["converted", "falls_back", "prepare"]
 
@@ -54,9 +54,7 @@ def _floats(text: str) -> Any:
     try:
         vector.frombytes(base64.b64decode(text, validate=True))
     except ValueError as error:  # not base64, and a length that is no multiple of four
-        raise ResponseDecodeError(
-            "an embedding is no base64 of float32 numbers (%s): %.100s" % (error, text), payload=text[:2000]
-        ) from None
+        raise undecodable("an embedding is no base64 of float32 numbers (%s)" % error, text) from None
     if sys.byteorder == "big":
         vector.byteswap()
     floats = vector.tolist()

@@ -9,7 +9,7 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Optional, Tuple, Type, TypeVar, Union
 
-from ..errors import ResponseDecodeError
+from ..errors import undecodable
 
 __all__ = ["Record", "decode"]
 
@@ -110,7 +110,4 @@ def decode(data: Union[bytes, str]) -> Any:
     except (ValueError, RecursionError) as error:
         text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        shown = text if len(text) <= 200 else text[:200] + "…"
-        raise ResponseDecodeError(
-            "the server sent no valid JSON (%s): %s" % (reason, shown or "an empty body"), payload=shown
-        ) from None
+        raise undecodable("the server sent no valid JSON (%s)" % reason, text) from None
