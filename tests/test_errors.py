@@ -337,11 +337,11 @@ def test_recorded_refusals_of_what_is_too_long(name):
 
 @pytest.mark.parametrize("message", [
     # vLLM 0.4 to 0.10, SGLang, llama.cpp
-    "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the messages, 1000 "
-    "in the completion). Please reduce the length of the messages or completion.",
+    "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the messages, "
+    "1000 in the completion). Please reduce the length of the messages or completion.",
     "The decoder prompt (length 2000) is longer than the maximum model length of 1024.",
-    "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context length is 1024 tokens and "
-    "your request has 20 input tokens (5000 > 1024 - 20).",
+    "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context length is 1024 tokens "
+    "and your request has 20 input tokens (5000 > 1024 - 20).",
     "The input (9000 tokens) is longer than the model's context length (8192 tokens).",
     "the request exceeds the available context size, try increasing it",
 ])
