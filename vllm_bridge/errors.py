@@ -24,21 +24,9 @@ import re
 from typing import Any, Dict, Optional, Tuple, Type
 
 __all__ = [
-    "APIConnectionError",
-    "APIStatusError",
-    "APITimeoutError",
-    "AuthenticationError",
-    "BadRequestError",
-    "BridgeError",
-    "ConfigError",
-    "IncompleteStreamError",
-    "InternalServerError",
-    "NotFoundError",
-    "PermissionDeniedError",
-    "RateLimitError",
-    "RequestCancelledError",
-    "ResponseDecodeError",
-    "UnprocessableEntityError",
+    "APIConnectionError", "APIStatusError", "APITimeoutError", "AuthenticationError", "BadRequestError", "BridgeError",
+    "ConfigError", "IncompleteStreamError", "InternalServerError", "NotFoundError", "PermissionDeniedError",
+    "RateLimitError", "RequestCancelledError", "ResponseDecodeError", "UnprocessableEntityError",
     "UnsupportedOperationError",
 ]
 
@@ -245,13 +233,8 @@ def error_from_payload(payload: Any, status: int = 200, **fields: Any) -> APISta
             fields["quoted"] = len(message) + 2 + _BODY_SHOWN
             message += ": %s" % _json(payload)
     return class_for_status(status)(
-        message,
-        type=_text(inner.get("type")),
-        code=code,
-        param=_text(inner.get("param")),
-        status_code=status,
-        payload=payload,
-        **fields,
+        message, type=_text(inner.get("type")), code=code, param=_text(inner.get("param")), status_code=status,
+        payload=payload, **fields,
     )
 
 
@@ -424,15 +407,15 @@ def http_status(error: BridgeError) -> int:
     """Return the HTTP status with which a gateway answers for this error."""
     if error.status_code is not None and 400 <= error.status_code <= 599:
         return error.status_code
-    if isinstance(error, APITimeoutError):
-        return 504
-    if isinstance(error, (APIConnectionError, IncompleteStreamError)):
-        return 502
-    if isinstance(error, RequestCancelledError):
-        return 499
-    if isinstance(error, UnsupportedOperationError):
-        return 400
-    return 500
+    return next((status for kind, status in _ANSWERED_WITH if isinstance(error, kind)), 500)
+
+
+_ANSWERED_WITH = (
+    (APITimeoutError, 504),
+    ((APIConnectionError, IncompleteStreamError), 502),
+    (RequestCancelledError, 499),
+    (UnsupportedOperationError, 400),
+)
 
 
 _TYPES: Dict[int, str] = {

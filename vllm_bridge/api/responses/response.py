@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from ...errors import BridgeError, http_status
+from ...errors import BridgeError, exceeds_context, http_status
 from .context import ResponseContext
 from .output import (
     CallIds,
@@ -192,6 +192,8 @@ def error_outcome(error: BridgeError) -> Outcome:
     code = "server_error"
     if status == 429:
         code = "rate_limit_exceeded"
+    elif exceeds_context(error):
+        code = "context_length_exceeded"
     elif status in (400, 404, 422):
         code = "invalid_prompt"
     shown: Json = {"code": code, "message": error.message, "type": error.type, "param": error.param}
