@@ -189,12 +189,10 @@ class UnsupportedOperationError(BridgeError, NotImplementedError):
 
 
 _BY_STATUS: Dict[int, Type[APIStatusError]] = {
-    400: BadRequestError,
-    401: AuthenticationError,
-    403: PermissionDeniedError,
-    404: NotFoundError,
-    422: UnprocessableEntityError,
-    429: RateLimitError,
+    cls.default_status or 0: cls for cls in (
+        BadRequestError, AuthenticationError, PermissionDeniedError, NotFoundError, UnprocessableEntityError,
+        RateLimitError,
+    )
 }
 
 # What to say when the server said nothing.
@@ -261,7 +259,7 @@ def payload_error(payload: Any, **fields: Any) -> Optional[APIStatusError]:
 def error_from_body(status: int, content_type: str, body: bytes, **fields: Any) -> APIStatusError:
     """Turn the body of an error reply, whatever it is, into an error.
 
-    JSON in any of vLLM's shapes, an HTML page of a proxy in between, plain text, nothing at all.
+    It may be JSON, an HTML page of a proxy in between, plain text, nothing at all.
     """
     text = body.decode("utf-8-sig", "replace").strip()
     try:
@@ -271,11 +269,8 @@ def error_from_body(status: int, content_type: str, body: bytes, **fields: Any) 
     if isinstance(payload, dict) or (isinstance(payload, list) and payload):
         return error_from_payload(payload, status, **fields)
     if not text:
-        message = _SILENT.get(status)
-        if message is None and status >= 500:
-            message = "provider server error (%d)" % status
-        if message is None:
-            message = "empty response received from provider (HTTP %d)" % status
+        empty = "provider server error (%d)" if status >= 500 else "empty response received from provider (HTTP %d)"
+        message = _SILENT.get(status) or empty % status
     elif is_html(content_type, text):
         message = "HTML response received from provider" + _title(text)
     else:
@@ -393,14 +388,8 @@ def error_to_payload(error: BridgeError) -> Dict[str, Any]:
 
     The server's own words are kept; the URL it lives at is not among them.
     """
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.type or _TYPES.get(http_status(error), "api_error"),
-            "param": error.param,
-            "code": error.code,
-        }
-    }
+    kind = error.type or _TYPES.get(http_status(error), "api_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def http_status(error: BridgeError) -> int:

@@ -337,7 +337,6 @@ def test_a_reply_of_the_wrong_shape_still_gives_a_whole_response(reply):
         (InternalServerError("x", code=500), "server_error"),
         (RateLimitError("x", status_code=429), "rate_limit_exceeded"),
         (BadRequestError("x", param="p", code="context_length_exceeded"), "context_length_exceeded"),
-        (BadRequestError("This model's maximum context length is 8 tokens."), "context_length_exceeded"),
         (APITimeoutError("x"), "server_error"),
     ],
 )
