@@ -128,7 +128,7 @@ class Caller:
             reply = self.transport.send(self._call("GET", path, None, None, key, options, deadline))
             self._check(reply)
         except BridgeError as error:
-            mask(error, key.value)
+            mask(error, (key.value,))
             raise
         return reply
 
@@ -145,7 +145,7 @@ class Caller:
             try:
                 result = attempt(key, deadline)
             except BridgeError as error:
-                mask(error, key.value)
+                mask(error, (key.value,))
                 tried = tried | {key}
                 if error.code == CONNECTION_NOT_MADE:
                     ring.failed(key)

@@ -149,7 +149,7 @@ def _tell(error: BridgeError, origin: Any) -> None:
         error.url = origin.url
     if error.request_id is None:
         error.request_id = origin.request_id
-    mask(error, origin.secret)
+    mask(error, (origin.secret,))
 
 
 class Watch:

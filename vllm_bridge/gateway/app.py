@@ -33,7 +33,7 @@ from ..server.body import BodyError
 from .disconnect import Watcher
 from .authentication import Doors
 from .operations import OPERATIONS, Answer, Asked, Opened, Operation
-from .privacy import Privacy
+from ..config.redaction import Redaction
 from .relay import Relay, internal_error
 from .request import PREFIX, Request, bare_model, object_in
 from .routes import Found, find
@@ -72,7 +72,7 @@ class Gateway:
         self.provider = VLLMProvider(config=settings.provider) if provider is None else provider
         self.metrics = metrics.Metrics(settings.workers)
         self._doors = Doors(settings.api_keys, settings.allowed_origins)
-        self._privacy = Privacy(self.provider.config)
+        self._redaction = Redaction(self.provider.config)
         self._watcher = Watcher()
         self._accounts = Accounts(self.metrics, self._watcher, self.provider, settings.log_format)
         self._handlers: Dict[str, Callable[[Request], Any]] = {
@@ -172,7 +172,7 @@ class Gateway:
         elif error.code == "tls_error":
             inner["message"] = "no secure connection to the vLLM server; the gateway's log says more"
         else:
-            inner["message"] = self._privacy.clean(inner["message"])
+            inner["message"] = self._redaction.clean(inner["message"])
         return status, payload
 
     def _sent(self, request: Request, answer: Answer, start_response: StartResponse) -> List[bytes]:
@@ -285,7 +285,7 @@ class Gateway:
             model["id"] = PREFIX + str(model.get("id"))
         for status in found.get("key_statuses") or ():
             if "error" in status:
-                status["error"]["message"] = self._privacy.clean(str(status["error"].get("message")))
+                status["error"]["message"] = self._redaction.clean(str(status["error"].get("message")))
         return found
 
     def _models(self, request: Request) -> Answer:
