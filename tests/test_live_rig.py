@@ -106,6 +106,22 @@ def test_words_by_chance_are_no_difference():
     assert transcripts.changes(old, dict(old, frames=['{"text":"a","kind":"y"}'])) == ['.body.kind was "x" and is "y"']
 
 
+@pytest.mark.parametrize("name", ["rerank_err_empty_doc", "rerank_err_empty_query", "rerank_max_tokens_per_doc"])
+def test_scores_that_the_tiny_model_was_not_made_for_are_no_difference(name):
+    old = FOUND[name]
+    reply = json.loads(old["frames"][0])
+    reply["results"].reverse()
+    for row in reply["results"]:
+        row["relevance_score"] /= 3
+    assert transcripts.changes(old, dict(old, frames=[json.dumps(reply)])) == []
+    del reply["results"][0]
+    assert transcripts.changes(old, dict(old, frames=[json.dumps(reply)]))
+
+
+def test_what_is_left_to_chance_is_there():
+    assert set(transcripts.CHANCE) <= set(FOUND)
+
+
 def test_how_tokens_fall_into_chunks_is_no_difference():
     def events(*texts):
         frames = ['data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % text for text in texts]

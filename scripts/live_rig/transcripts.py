@@ -43,9 +43,13 @@ BUILD = re.compile(r"(vllm-[0-9.]+)-[0-9a-f]{8}\b")
 TEXTS = ("content", "reasoning", "text", "arguments", "delta")
 UNEVEN = {"logprobs", "token_ids", "usage", "sequence_number"}       # of one event: they follow how tokens fall
 COUNTS = ("completion_tokens", "total_tokens", "output_tokens", "tokens", "token_ids", "logprobs", "finish_reason")
+UNKNOWN_PAIR = ("relevance_score", "index", "text")       # scores of pairs that rerank.py does not solve for
 CHANCE: Dict[str, Tuple[str, ...]] = {
     "rerank_many": ("index",),                 # equal documents differ in the ninth digit, and so change places
     "rerank_ties": ("index",),
+    "rerank_err_empty_doc": UNKNOWN_PAIR,
+    "rerank_err_empty_query": UNKNOWN_PAIR,
+    "rerank_max_tokens_per_doc": UNKNOWN_PAIR,
     "store_responses_get_stream_starting_after": ("delta", "text", "type"),      # how many events were before it
 }
 PORT = re.compile(r"127\.0\.0\.1:[0-9]+")
