@@ -13,7 +13,8 @@ import wire
 
 from vllm_bridge.api import records
 from vllm_bridge.errors import ResponseDecodeError
-from vllm_bridge.api.record import Record, _declared, decode
+from vllm_bridge.api.body import decode
+from vllm_bridge.api.records import Record, _declared
 from vllm_bridge.api.records import (
     ChatCompletion,
     ChatCompletionChunk,

@@ -7,7 +7,7 @@ from typing import Any, Dict, Generic, List, Optional, Sequence, Set, Type, Type
 from .chat import ChatAccumulator, normalise_chunk
 from .folding import index_of, is_finish, without_empty_ends
 from ..errors import IncompleteStreamError, error_from_payload, payload_error, undecodable
-from .record import decode
+from .body import decode
 from .records import (
     ChatCompletion,
     ChatCompletionChunk,

@@ -1,9 +1,104 @@
-"""The annotated shapes of every reply (vLLM 0.32.0, WIRE.md §4 to §10)."""
+"""A JSON object with attribute reads, and the annotated shapes of every reply (vLLM 0.32.0).
 
-from typing import Any, Dict, List, Optional, Union
+A record is the JSON object itself: ``json.dumps(reply)``, ``reply["choices"]`` and
+``reply.choices[0].message.content`` all work. What its subclasses annotate are its declared fields: one that the
+server left out reads ``None``. A field that nobody declared is there all the same.
+"""
 
-from .record import Record as Record
-from .record import decode as decode  # noqa: F401
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Optional, Tuple, Type, TypeVar, Union
+
+from .folding import objects
+
+if TYPE_CHECKING:
+    _Base = Dict[str, Any]
+else:
+    _Base = dict
+
+R = TypeVar("R", bound="Record")
+
+_KEYS_SHOWN = 30
+
+
+class Record(_Base):
+    """A JSON object with attribute reads. Names of dict methods mean the methods: ``reply["items"]`` is the field.
+
+    Attributes cannot be set: ``reply["name"] = value`` sets a field.
+    """
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        cls = type(self)
+        if name[:2] == "__":  # copy, pickle and others ask for such names; a server's field is no protocol of Python
+            raise AttributeError("%s is no attribute; a field of that name is record[%r]" % (name, name))
+        try:
+            value = self[name]
+        except KeyError:
+            if name in _declared(cls):
+                return None
+            raise AttributeError("%s has no field %r; it has: %s" % (cls.__name__, name, _names(self))) from None
+        kind = type(value)
+        if kind is dict:
+            value = self[name] = (_declared(cls).get(name) or Record)(value)
+        elif kind is list and value:
+            shape = _declared(cls).get(name, Record)
+            if shape is not None and any(type(item) is dict for item in value):
+                value[:] = [shape(item) if type(item) is dict else item for item in value]
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError("attributes of a %s are read-only: set record[%r]" % (type(self).__name__, name))
+
+    def __dir__(self) -> List[str]:
+        return sorted({*super().__dir__(), *(key for key in self if isinstance(key, str)), *_declared(type(self))})
+
+    def __repr__(self) -> str:
+        return "%s(%s)" % (type(self).__name__, super().__repr__())
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+    def copy(self: R) -> R:
+        """Return a shallow copy of the same class."""
+        return type(self)(self)
+
+
+def _names(record: Record) -> str:
+    names = [str(name) for name in islice(record, _KEYS_SHOWN)]
+    more = len(record) - len(names)
+    return (", ".join(names) + (" and %d more" % more if more else "")) or "none"
+
+
+_shapes: Dict[Type[Record], Dict[str, Optional[Type[Record]]]] = {}
+
+
+def _declared(cls: Type[Record]) -> Dict[str, Optional[Type[Record]]]:
+    """Return the declared fields of a record class, each with the class of its objects; ``None`` if it has none."""
+    try:
+        return _shapes[cls]
+    except KeyError:
+        pass
+    shapes: Dict[str, Optional[Type[Record]]] = {}
+    for base in reversed(cls.__mro__):
+        for name, hint in getattr(base, "__annotations__", {}).items():
+            shapes[name] = _record_in(hint)
+    _shapes[cls] = shapes
+    return shapes
+
+
+def _record_in(hint: Any) -> Optional[Type[Record]]:
+    """Return the record class inside ``X``, ``Optional[X]``, ``List[X]`` and their like; `Record` for ``Any``."""
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint
+    if hint is Any:
+        return Record
+    for inner in getattr(hint, "__args__", ()):
+        found = _record_in(inner)
+        if found is not None:
+            return found
+    return None
+
 
 # ---------------------------------------------------------------- shapes shared by several operations
 
@@ -26,7 +121,7 @@ class ToolFunction(Record):
 class ToolCall(Record):
     """A call the model asks for. ``arguments`` is a string of JSON, as the model wrote it.
 
-    ``arguments_error`` is set by the bridge when that string is no JSON object (WIRE.md §4).
+    ``arguments_error`` is set by the bridge when that string is no JSON object.
     """
 
     id: str
@@ -121,11 +216,7 @@ class ChatCompletionChunk(Record):
 
 
 def _first_choice(reply: Record) -> Dict[str, Any]:
-    choices = reply.get("choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and not choice.get("index"):
-            return choice
-    return {}
+    return next((choice for choice in objects(reply.get("choices")) if not choice.get("index")), {})
 
 
 def _text_of(reply: Record, holder: str) -> str:
@@ -304,15 +395,11 @@ class Response(Record):
         """All text of all messages, joined."""
         return "".join(
             part["text"]
-            for item in _objects(self.get("output"))
+            for item in objects(self.get("output"))
             if item.get("type") == "message"
-            for part in _objects(item.get("content"))
+            for part in objects(item.get("content"))
             if part.get("type") == "output_text" and isinstance(part.get("text"), str)
         )
-
-
-def _objects(value: Any) -> List[Dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 class ResponseEvent(Record):

@@ -9,13 +9,12 @@ from ..config.settings import Key, NetworkConfig, ProviderConfig
 from ..errors import BridgeError, payload_error
 from .fleet import KeyRing
 from ..config.redaction import mask
-from ..api.records import decode
 from .reply import Call, Cancellation, Reply
 from .retry import CONNECTION_NOT_MADE, RetryPolicy, parse_retry_after
 from .stream import Reader, Stream
 from .session import Transport
 from ..version import USER_AGENT
-from ..api.body import Written, to_json
+from ..api.body import Written, decode, to_json
 
 if TYPE_CHECKING:
     from ..http1.multipart import MultipartBody
@@ -227,7 +226,7 @@ class Caller:
 
 def _aliased(wire: Dict[str, Any], model: str, key: Key) -> bytes:
     """Return a request body as JSON, the model under its name at the key's server."""
-    from ..api.model_field import replaced
+    from ..api.body import replaced
 
     name = KeyRing.resolve_alias(key, model)
     data = replaced(to_json(wire), name) if isinstance(wire, Written) else None

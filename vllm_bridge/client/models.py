@@ -7,8 +7,9 @@ from .call import Caller, Options
 from ..config.settings import Key
 from ..errors import BridgeError, ResponseDecodeError
 from .fleet import KeyRing
-from ..api.records import ModelList, decode
+from ..api.records import ModelList
 from .reply import Reply
+from ..api.body import decode
 
 __all__ = ["collect"]
 

@@ -21,7 +21,7 @@ from ..errors import (
 from ..http1.header_lines import Fields
 from ..http1.wait import Client
 from ..config.redaction import mask
-from ..api.records import decode
+from ..api.body import decode
 from .retry import parse_retry_after
 
 __all__ = ["Call", "Cancellation", "MAX_BODY", "OpenReply", "Reply", "Watch", "cancelled_error"]

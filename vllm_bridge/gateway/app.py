@@ -22,7 +22,7 @@ from ..errors import (
     http_status,
 )
 from ..http1.formdata import MultipartReader
-from ..api.model_field import replaced, stands_once
+from ..api.body import read_object, replaced, stands_once
 from ..provider import BaseOpenAIProvider
 from ..version import __version__
 from ..vllm import VLLMProvider
@@ -35,7 +35,7 @@ from .authentication import Doors
 from .operations import OPERATIONS, Answer, Asked, Opened, Operation
 from ..config.redaction import Redaction
 from .relay import Relay, internal_error
-from .request import PREFIX, Request, bare_model, object_in
+from .request import PREFIX, Request, bare_model
 from .routes import Found, find
 from .settings import Settings, read
 
@@ -59,6 +59,9 @@ _STREAM = (
 _SPOOLED = 1024 * 1024  # bytes of an uploaded file that stay in memory
 _READY_WITHIN = 2.0  # seconds that a server has to say that it is there
 _FALSE = frozenset(("", "0", "f", "false", "n", "no", "off"))
+
+
+_MOST_PARSED = 2 * 1024 * 1024  # bytes of a body outside its strings
 
 
 class Gateway:
@@ -206,7 +209,7 @@ class Gateway:
 
     def _operation(self, request: Request) -> Any:
         data = request.body(self.settings.max_body)
-        return self._carried_out(request, OPERATIONS[request.operation], object_in(data), data)
+        return self._carried_out(request, OPERATIONS[request.operation], read_object(data, _MOST_PARSED), data)
 
     def _form(self, request: Request) -> Any:
         reader = MultipartReader(

@@ -1,9 +1,7 @@
 """One request as the gateway sees it, from its WSGI environ to what is known of it at its end."""
 
-import json
 import random
 import re
-import sys
 import time
 from typing import Any, Dict, Iterator, Optional
 
@@ -11,17 +9,11 @@ from ..client.call import Trace
 from ..errors import APIStatusError, BadRequestError
 from ..client.reply import Cancellation
 
-__all__ = ["Request", "bare_model", "object_in"]
+__all__ = ["Request", "bare_model"]
 
 PREFIX = "vllm/"
 _ID = re.compile(r"[!-~]{1,200}\Z")
 _BLOCK = 256 * 1024
-
-# The lists and objects that a body may hold. Each takes some 70 bytes of memory for two of the body and has to be
-# visited by the garbage collector: 100 MB of "[]," would take 2.6 GB and stop all threads for many seconds.
-_MOST_NESTED = 1000000
-# Older Pythons need hours for a number of millions of digits (CVE-2020-10735).
-_LONG_NUMBER = None if hasattr(sys, "get_int_max_str_digits") else re.compile(rb"[0-9]{4301}")
 
 # Headers of a client that mean something to vLLM or to tracing, and go up as they are (WIRE.md §2).
 _PASSED = (
@@ -147,50 +139,6 @@ class Request:
         if length > most:
             raise _too_long(most)
         return length
-
-
-def object_in(data: bytes) -> Dict[str, Any]:
-    """Return the JSON object that is a request's body; raises `BadRequestError`."""
-    if not data:
-        raise _invalid("the body is empty")
-    _check_size(data)
-    try:
-        plain = data[:1] == b"{" and data[1:2] != b"\0"
-        body = _decode(data.decode("utf-8" if plain else json.detect_encoding(data)))
-    except RecursionError:
-        raise _invalid("the JSON is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise _invalid("the body is not UTF-8 (byte %d)" % error.start) from None
-    except ValueError as error:
-        raise _invalid("the body is not JSON: %s" % error) from None
-    if not isinstance(body, dict):
-        raise _invalid("the body must be a JSON object")
-    return body
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError("the number %.20s is too large" % digits)
-    return number
-
-
-def _no_number(name: str) -> float:
-    raise ValueError("%s is no JSON number" % name)
-
-
-_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number).decode
-
-
-def _check_size(data: bytes) -> None:
-    """Raise for a body that would take far more memory or time to read than its length says."""
-    if len(data) > 2 * _MOST_NESTED and data.count(b"[") + data.count(b"{") > _MOST_NESTED:
-        raise APIStatusError(
-            "the body has more than %d lists and objects (brackets in texts count)" % _MOST_NESTED,
-            type="invalid_request_error", code="request_too_large", status_code=413,
-        )
-    if _LONG_NUMBER is not None and _LONG_NUMBER.search(data):
-        raise _invalid("the body has a number of more than 4300 digits")
 
 
 def _chunked(source: Any, most: int) -> Iterator[bytes]:
