@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple
 from .api import completions
 from .client.call import Caller, Options, Trace, Wire
 from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, Tally, TranscriptionReader
+from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
 from .errors import BadRequestError, ConfigError, UnsupportedOperationError
 from .config.validate import number, whole
@@ -82,7 +83,7 @@ class BaseOpenAIProvider:
         timeout: Union[Timeout, _Unset] = UNSET,
         max_retries: Optional[int] = None,
         headers: Optional[Mapping[str, str]] = None,
-        config: Optional[ProviderConfig] = None,
+        config: Union[ProviderConfig, Mapping[str, Any], None] = None,
     ) -> None:
         """Give the short form, one server, or `config`, which can hold several; `timeout` and what follows fit both.
 
@@ -93,6 +94,7 @@ class BaseOpenAIProvider:
             config = ProviderConfig(NetworkConfig(base_url, path="VLLMProvider"), keys=keys)
         elif base_url is not None or api_key is not None:
             raise ConfigError("config: give base_url and api_key, or a config, not both")
+        config = provider_config(config)
         network = config.network_config
         self.config = config
         self._caller = Caller(config)

@@ -1,16 +1,17 @@
-"""config_file.py: from the bytes of a file to settings."""
+"""From the bytes of a config file to settings."""
 
 import json
+import types
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_bridge.config.settings import Key, NetworkConfig, ProviderConfig
-from vllm_bridge.config.file import load, loads
+from vllm_bridge.config.file import load, loads, provider_config
 from vllm_bridge.errors import ConfigError
+from vllm_bridge.vllm import VLLMProvider
 
-# The skeleton of SPEC §10, as it is printed there.
 SKELETON = """{"client": {"allowed_origins": ["*"], "max_request_body_size_mb": 100},
  "providers": {"vllm": {
    "keys": [{"name": "a", "value": "env.VLLM_KEY", "models": ["*"], "weight": 1.0,
@@ -100,3 +101,41 @@ def test_nothing_but_config_errors(text):
         loads(text, environ={"VLLM_KEY": "k"})
     except ConfigError as error:
         assert error.message
+
+
+LONG_FORM = {"keys": [{"value": "s3cret", "name": "a", "vllm_key_config": {"url": "http://h:8000"}}],
+             "network_config": {"max_retries": 5}}
+EXPECTED = ProviderConfig(NetworkConfig(max_retries=5), keys=[Key("s3cret", name="a", url="http://h:8000")])
+
+
+@pytest.mark.parametrize("given_config", [
+    EXPECTED, LONG_FORM, {"vllm": LONG_FORM}, {"providers": {"vllm": LONG_FORM}},
+    {"$schema": "x", "vllm": LONG_FORM}, {"client": {"port": 1}, "providers": {"vllm": LONG_FORM}},
+    types.MappingProxyType(LONG_FORM), {"network_config": NetworkConfig(max_retries=5), "keys": EXPECTED.keys},
+])
+def test_a_provider_takes_its_settings_as_objects(given_config):
+    assert provider_config(given_config) == EXPECTED
+    with VLLMProvider(config=given_config) as provider:
+        assert provider.config == EXPECTED
+
+
+@pytest.mark.parametrize("given_config, start", [
+    ({"vllm": LONG_FORM, "network_config": {}}, "config: unknown setting 'vllm'; "),
+    ({"vllm": []}, "vllm: expected an object"),
+    ({"vllm": {"keys": [{"weight": "x"}]}}, "vllm.keys[0].weight: "),
+    ({"keys": [{"weight": "x"}]}, "config.keys[0].weight: "),
+    ({"providers": {"openai": {}}}, "providers: unknown setting 'openai'"),
+    ({"providers": {"vllm": {"keys": 5}}}, "providers.vllm.keys: "),
+    ({"base_url": "http://h"}, "config: unknown setting 'base_url'; "),
+    ([], "config: expected an object, got a list"),
+    ("config.json", "config: expected an object, got a string"),
+    (5, "config: expected an object, got a number"),
+])
+def test_a_wrong_object_is_named(given_config, start):
+    assert message(VLLMProvider, config=given_config).startswith(start)
+
+
+def test_warnings_of_a_configuration_are_logged(caplog):
+    provider_config({"providers": {"openai": {}, "vllm": {"keys": [{"value": "env.NO_SUCH_VARIABLE_HERE"}]}}})
+    assert {record.name for record in caplog.records} == {"vllm_bridge"}
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests import certs
 
+from vllm_bridge.config import settings as module
 from vllm_bridge.config.settings import Key, NetworkConfig, ProviderConfig, ProxyConfig
 from vllm_bridge.errors import ConfigError
 
@@ -27,7 +28,6 @@ def message(call, *args, **kwargs):
 def test_defaults():
     config = ProviderConfig(environ={})
     network = config.network_config
-    # SPEC "We decided" 2, 3, 4 and 14
     assert network.base_url is None
     assert network.default_request_timeout_in_seconds == 300
     assert network.connect_timeout_in_seconds == 5
@@ -46,6 +46,9 @@ WRONG = [
     ("network_config.default_request_timeout_in_seconds",
      {"network_config": {"default_request_timeout_in_seconds": 0}}),
     ("network_config.connect_timeout_in_seconds", {"network_config": {"connect_timeout_in_seconds": "5"}}),
+    ("network_config.connect_timeout_in_seconds", {"network_config": {"connect_timeout_in_seconds": 0}}),
+    ("network_config.connect_timeout_in_seconds", {"network_config": {"connect_timeout_in_seconds": 0.0}}),
+    ("network_config.stream_idle_timeout_in_seconds", {"network_config": {"stream_idle_timeout_in_seconds": 0}}),
     ("network_config.max_retries", {"network_config": {"max_retries": -1}}),
     ("network_config.max_retries", {"network_config": {"max_retries": 1.5}}),
     ("network_config.max_retries", {"network_config": {"max_retries": True}}),
@@ -230,6 +233,20 @@ def test_proxies(monkeypatch):
     monkeypatch.setitem(sys.modules, "socks", None)
     text = message(ProxyConfig, "socks5", "proxy:1080")
     assert text == 'proxy_config.type: "socks5" needs PySocks; install it with: pip install "requests[socks]"'
+
+
+def test_lean_http_is_taken_does_nothing_and_is_spoken_of_once(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_warned", False)
+    NetworkConfig().replace(max_retries=1)
+    ProviderConfig.from_dict({"network_config": {"lean_http": None}})
+    assert not caplog.records
+    ProviderConfig.from_dict({"network_config": {"lean_http": False}})
+    NetworkConfig(lean_http=True)
+    NetworkConfig(lean_http=False).replace(max_retries=1)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("vllm_bridge", "WARNING")
+    assert record.getMessage().startswith("providers.vllm.network_config.lean_http: does nothing")
+    assert message(NetworkConfig, lean_http="no").startswith("network_config.lean_http: ")
 
 
 def test_certificates(tmp_path):

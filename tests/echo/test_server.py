@@ -348,3 +348,10 @@ def test_the_command_serves_until_the_keyboard_interrupts(monkeypatch, capsys):
     monkeypatch.setattr("vllm_bridge.echo.__main__.Event", Interrupted)
     assert main(["--port", "0"]) == 130
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")
+
+
+def test_an_interrupt_while_the_url_is_printed_is_no_traceback(monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("builtins.print", interrupted)
+    assert main(["--port", "0"]) == 130

@@ -82,6 +82,15 @@ def test_upstreams_replace_the_servers_of_the_file(tmp_path: Path) -> None:
         read({"config": config, "upstream_key": "sk-u"}, {})
 
 
+@pytest.mark.parametrize("name, value", [("upstream", "http://a:1"), ("upstreams", ["http://a:1"])])
+def test_a_file_names_its_servers_in_one_place(tmp_path: Path, name: str, value: Any) -> None:
+    config = file(tmp_path, {name: value}, {"keys": [{"value": "sk-f"}]})
+    for flags in ({"config": config}, {"config": config, "upstream": ["http://b:1"]}):
+        with pytest.raises(ConfigError, match="^client.%s: the keys of providers.vllm name" % name):
+            read(flags, {})
+    assert read({"config": file(tmp_path, {name: value})}, {}).provider.keys[0].url == "http://a:1"
+
+
 def test_names_of_bifrost_are_understood(tmp_path: Path) -> None:
     config = file(tmp_path, {"allowed_origins": ["https://a.example"], "max_request_body_size_mb": 5,
                              "drop_excess_requests": True, "_comment": "x", "api_keys": "env.GATE"})

@@ -180,7 +180,7 @@ class Transport:
         idle_limit = network.keep_alive_timeout_in_seconds
         kept = min(network.max_conns_per_host, 256)  # idle connections, not connections allowed
         adapter: BaseAdapter = PoolAdapter(idle_limit, pool_connections=100, pool_maxsize=kept)  # 100 servers
-        if network.lean_http:
+        if network.lean_http is not False:
             adapter = LeanAdapter(adapter, idle_limit, kept)
         weakref.finalize(self, adapter.close)
         return adapter

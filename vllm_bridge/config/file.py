@@ -1,4 +1,4 @@
-"""Reading a JSON config file in the shape of SPEC §10: ``{"client": ..., "providers": {"vllm": ...}}``."""
+"""Reading a JSON config file: ``{"client": {the gateway's settings}, "providers": {"vllm": {a ProviderConfig}}}``."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from . import validate
 from .settings import ProviderConfig
 from ..errors import ConfigError
 
-__all__ = ["ConfigFile", "load", "loads"]
+__all__ = ["ConfigFile", "load", "loads", "provider_config"]
 
 _log = logging.getLogger("vllm_bridge")
 _Environ = Optional[Mapping[str, str]]
@@ -34,7 +34,7 @@ class ConfigFile:
 
 
 def load(path: Union[str, "os.PathLike[str]"], environ: _Environ = None) -> ConfigFile:
-    """Read a JSON config file of SPEC §10's shape; every failure is a ``ConfigError``."""
+    """Read a JSON config file; every failure is a ``ConfigError``."""
     name = ascii(os.fspath(path))[1:-1]
     try:
         with open(path, "rb") as file:
@@ -62,6 +62,18 @@ def loads(text: str, source: str = "config", environ: _Environ = None) -> Config
         return _document(validate.mapping(document, "the whole file"), environ)
     except ConfigError as error:
         raise ConfigError("%s (in %s)" % (error.message, source)) from None
+
+
+def provider_config(given: Union[ProviderConfig, Mapping[str, Any]]) -> ProviderConfig:
+    """Return the settings that an object holds: a provider's own, ``{"vllm": ...}`` or those of a whole config file."""
+    if isinstance(given, ProviderConfig):
+        return given
+    found = validate.mapping(given, "config")
+    if "providers" in found:
+        return _document(found, None).provider
+    if [name for name in found if not name.startswith(("$", "_"))] == ["vllm"]:
+        return ProviderConfig.from_dict(found["vllm"], "vllm")
+    return ProviderConfig.from_dict(found, "config")
 
 
 def _document(document: Dict[str, Any], environ: _Environ) -> ConfigFile:

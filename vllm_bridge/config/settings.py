@@ -5,6 +5,7 @@ path. Strings ``env.NAME`` stand for environment variables and are filled in at 
 objects are read-only; ``replace(...)`` makes a changed copy.
 """
 
+import logging
 import os
 from typing import Any, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Type, TypeVar, Union
 from urllib.parse import quote
@@ -27,6 +28,9 @@ __all__ = [
 
 DEFAULT_BASE_URL = "http://localhost:8000"
 MAX_CONNS_PER_HOST = 5000
+
+_log = logging.getLogger("vllm_bridge")
+_warned = False  # that a setting is obsolete is said once in a process
 
 _S = TypeVar("_S", bound="_Settings")
 _Environ = Optional[Mapping[str, str]]
@@ -97,8 +101,7 @@ class NetworkConfig(_Settings):
     ``base_url`` ``None`` means ``VLLM_BASE_URL``, else ``http://localhost:8000``.
     ``default_request_timeout_in_seconds`` limits the silence between two bytes, not the answer.
     ``ca_cert_pem`` is PEM text or the path of a bundle. A socket idle for longer than
-    ``keep_alive_timeout_in_seconds`` is not used again: vLLM closes it after 5 s. ``lean_http=False`` leaves plain
-    HTTP to requests' own adapter too.
+    ``keep_alive_timeout_in_seconds`` is not used again: vLLM closes it after 5 s. ``lean_http`` does nothing any more.
     """
 
     base_url: Optional[str]
@@ -113,7 +116,7 @@ class NetworkConfig(_Settings):
     ca_cert_pem: Optional[str]
     max_conns_per_host: int
     keep_alive_timeout_in_seconds: float
-    lean_http: bool
+    lean_http: Optional[bool]
 
     _names = (
         "base_url", "default_request_timeout_in_seconds", "connect_timeout_in_seconds", "max_retries",
@@ -142,7 +145,7 @@ class NetworkConfig(_Settings):
         ca_cert_pem: Optional[str] = None,
         max_conns_per_host: int = MAX_CONNS_PER_HOST,
         keep_alive_timeout_in_seconds: float = 4.0,
-        lean_http: bool = True,
+        lean_http: Optional[bool] = None,
         *,
         path: str = "network_config",
         environ: _Environ = None,
@@ -166,7 +169,7 @@ class NetworkConfig(_Settings):
             max_conns_per_host=validate.whole(max_conns_per_host, at("max_conns_per_host"), least=1, most=10000),
             keep_alive_timeout_in_seconds=validate.number(
                 keep_alive_timeout_in_seconds, at("keep_alive_timeout_in_seconds")),
-            lean_http=validate.flag(lean_http, at("lean_http")),
+            lean_http=_obsolete(lean_http, at("lean_http")),
         )
 
 
@@ -360,6 +363,16 @@ class ProviderConfig(_Settings):
             value = validate.header_text(environ.get("VLLM_API_KEY", "").strip(), "VLLM_API_KEY")
             return (Key(value=value, url=url),)
         return tuple(key if key.url else key.replace(url=url) for key in self.keys)
+
+
+def _obsolete(value: Optional[bool], path: str) -> Optional[bool]:
+    global _warned
+    if value is None:
+        return None
+    if not _warned:
+        _warned = True
+        _log.warning("%s: does nothing any more; leave it out", path)
+    return validate.flag(value, path)
 
 
 def _native(value: Any, path: str) -> Union[bool, str]:

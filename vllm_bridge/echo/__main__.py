@@ -22,12 +22,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         server.start()
     except OSError as failure:
         parser.exit(1, "cannot listen on %s:%d: %s\n" % (asked.host, asked.port, failure.strerror))
-    with server:
-        print(server.url, flush=True)
-        try:
+    try:
+        with server:
+            print(server.url, flush=True)
             Event().wait()
-        except KeyboardInterrupt:
-            return 130
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -167,7 +167,11 @@ def read(flags: Optional[Mapping[str, Any]] = None, environ: Optional[Mapping[st
     if "config" in given:
         file = config_file.load(given["config"][1], environ)
         provider = file.provider
-        for name, value in _from_file(file.client, environ).items():
+        from_file = _from_file(file.client, environ)
+        if "upstream" in from_file and provider.keys:
+            raise ConfigError("%s: the keys of providers.vllm name the servers already; keep one"
+                              % from_file["upstream"][0])
+        for name, value in from_file.items():
             given.setdefault(name, value)
     values = {name: value for name, (_, value) in given.items()}
     keys = _api_keys(given, environ)
