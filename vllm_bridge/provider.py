@@ -194,24 +194,23 @@ class BaseOpenAIProvider:
 
     def transcription(self, /, **wire: Any) -> Transcription:
         """Turn speech into text: ``file`` is a path, bytes, a binary file, or (filename, content, content type)."""
-        from .api.form import Form
-        from .api.audio import result
+        from .api.audio import form, result
 
         given = self._body("transcription", wire)
-        with Form(given) as form:
-            reply = self._reply("transcription", form, _model(given))
+        with form(given) as body:
+            reply = self._reply("transcription", body, _model(given))
         style = given.get("response_format")
         payload = reply.read(lambda: result(reply.body, reply.content_type, style))
         return self._finished(Transcription(payload), {name: given[name] for name in given if name != "file"}, reply)
 
     def transcription_stream(self, /, **wire: Any) -> Stream[TranscriptionEvent]:
         """Turn speech into text piece by piece: ``transcript.text.delta`` events, then one ``transcript.text.done``."""
-        from .api.form import Form
+        from .api.audio import form
 
         given = self._body("transcription_stream", wire)
         given["stream"] = True
-        with Form(given) as form:
-            return self._open("transcription", form, _model(given), TranscriptionReader)
+        with form(given) as body:
+            return self._open("transcription", body, _model(given), TranscriptionReader)
 
     # ------------------------------------------------------------ the operations there are not
 

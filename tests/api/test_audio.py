@@ -1,8 +1,11 @@
-"""Transcription forms, replies and streams, against SPEC §7, WIRE.md §10 and the transcripts audio_*."""
+"""Transcription forms, replies and streams, against the transcripts audio_* and the upload objects of frameworks."""
 
+import codecs
+import gzip
 import io
 import json
-import pathlib
+import mmap
+import os
 
 import pytest
 
@@ -10,17 +13,22 @@ import wire
 from vllm_bridge.api import audio as transcription
 from vllm_bridge.errors import BadRequestError, IncompleteStreamError, ResponseDecodeError
 from vllm_bridge.http1.formdata import Part
-from vllm_bridge.http1.multipart import MultipartBody
 
 WAV = b"RIFF\x24\x00\x00\x00WAVEfmt " + b"\x00" * 20
 
 
 def fields(**asked):
-    return transcription.prepare(dict({"file": WAV}, **asked))[0]
+    return transcription.fields(dict({"file": WAV}, **asked))
 
 
-def part(file):
-    return transcription.prepare({"file": file})[1]
+def sent(file):
+    """Return the file name, the content type and the content that a file goes up with."""
+    with transcription.form({"file": file}) as body:
+        head, _, content = body.read().partition(b"\r\n\r\n")
+    tail = ("\r\n--%s--\r\n" % body.boundary).encode()
+    assert content.endswith(tail)
+    disposition, kind = head.decode().split("\r\n")[1:3]
+    return disposition.split('filename="')[1][:-1], kind[len("Content-Type: "):], content[:-len(tail)]
 
 
 # ---------------------------------------------------------------- request
@@ -39,7 +47,7 @@ def test_fields_stand_in_the_order_of_the_specification():
 @pytest.mark.parametrize("name", [name for name in wire.names("audio_") if "_err_" not in name])
 def test_recorded_forms_are_made_again(name):
     sent = wire.load(name).request["body"]["multipart_fields"]
-    got, _ = transcription.prepare(dict([tuple(pair) for pair in sent], file=WAV))
+    got = fields(**dict(tuple(pair) for pair in sent))
     assert sorted(got) == sorted(tuple(pair) for pair in sent)
 
 
@@ -65,31 +73,147 @@ def test_values_that_no_form_can_carry(value):
     assert caught.value.param == "x"
 
 
-def test_a_path_is_named_but_not_opened(tmp_path):
-    missing = tmp_path / "talk.MP3"
-    for given in (str(missing), missing):
-        got = part(given)
-        assert (got.path, got.content, got.filename, got.content_type) == (
-            str(missing), None, "talk.MP3", "audio/mpeg")
-    missing.write_bytes(b"ID3....")
-    with open(got.path, "rb") as file:
-        opened = got.opened(file)
-        assert opened.content is file and opened.path is None
-        assert b'filename="talk.MP3"' in MultipartBody([], opened).read()
+def test_a_path_is_opened_and_closed(tmp_path):
+    path = tmp_path / "talk.MP3"
+    path.write_bytes(b"ID3....")
+    for given in (str(path), path):
+        assert sent(given) == ("talk.MP3", "audio/mpeg", b"ID3....")
+    for missing in (tmp_path / "missing", tmp_path, "a\0b"):
+        with pytest.raises(BadRequestError, match="cannot read"):
+            sent(missing)
 
 
 @pytest.mark.parametrize("file, filename, content_type", [
     ((("a.flac"), b"x"), "a.flac", "audio/flac"),
     (("a.bin", b"x", "audio/x-own"), "a.bin", "audio/x-own"),
     (("noext", bytearray(b"x"), None), "noext", "application/octet-stream"),
-    (("a.wav", io.BytesIO(b"x"), "", {}), "a.wav", ""),
-    ((None, pathlib.Path("dir/b.ogg")), "b.ogg", "audio/ogg"),
-    (memoryview(b"x"), None, None),
-    (io.BytesIO(b"x"), None, None),
+    (("a.wav", io.BytesIO(b"x"), "", {}), "a.wav", "application/octet-stream"),
+    (memoryview(b"x"), "audio", "application/octet-stream"),
+    (io.BytesIO(b"x"), "audio", "application/octet-stream"),
 ])
 def test_the_ways_to_give_a_file(file, filename, content_type):
-    got = part(file)
-    assert (got.name, got.filename, got.content_type) == ("file", filename, content_type)
+    assert sent(file) == (filename, content_type, b"x")
+
+
+class Reader:
+    """Somebody's own reader: read(n), and what it is given."""
+
+    def __init__(self, data, **more):
+        self.inner = io.BytesIO(data)
+        vars(self).update(more)
+
+    def read(self, size=-1):
+        return self.inner.read(size)
+
+
+def refuses(error):
+    def seek(*arguments):
+        raise error
+    return seek
+
+
+class PoorSeek(Reader):
+    def seek(self, offset):
+        return self.inner.seek(offset)
+
+    def tell(self):
+        return self.inner.tell()
+
+
+@pytest.mark.parametrize("make", [
+    Reader,
+    PoorSeek,
+    lambda data: Reader(data, seek=refuses(OSError(29, "Illegal seek"))),
+    lambda data: Reader(data, seek=refuses(io.UnsupportedOperation("seek"))),
+    lambda data: Reader(data, seek=refuses(NotImplementedError())),
+    lambda data: Reader(data, seek=lambda *a: None),  # and no tell
+    lambda data: io.BufferedReader(io.BytesIO(data)),
+    lambda data: gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(data))),
+], ids=str)
+def test_readers_of_every_kind(make):
+    assert sent(make(WAV)) == ("audio.wav", "audio/wav", WAV)
+
+
+def test_a_reader_that_can_only_go_back_is_read_from_its_beginning():
+    reader = PoorSeek(WAV)
+    reader.read(7)
+    assert sent(reader)[2] == WAV
+
+
+def test_a_pipe_and_a_mapped_file(tmp_path):
+    reading, writing = os.pipe()
+    with open(reading, "rb") as pipe:
+        os.write(writing, WAV)
+        os.close(writing)
+        assert sent(pipe)[2] == WAV
+    (tmp_path / "a.wav").write_bytes(WAV)
+    with open(str(tmp_path / "a.wav"), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sent(mapped)[2] == WAV
+
+
+class Upload:
+    """Starlette's UploadFile: async methods, the file under `file`."""
+
+    def __init__(self, data, filename="talk.flac", content_type="audio/x-flac"):
+        self.file, self.filename, self.content_type = io.BytesIO(data), filename, content_type
+
+    async def read(self, size=-1):
+        return self.file.read(size)
+
+    async def seek(self, offset):
+        self.file.seek(offset)
+
+
+class Storage:
+    """Werkzeug's FileStorage: `name` is that of the form's field, all else is the stream's."""
+
+    def __init__(self, data, filename):
+        self.stream, self.name, self.filename, self.content_type = io.BytesIO(data), "field", filename, None
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+@pytest.mark.parametrize("file, filename, content_type", [
+    (Upload(b"x"), "talk.flac", "audio/x-flac"),
+    (Upload(b"x", None, None), "audio", "application/octet-stream"),
+    (("own.wav", Upload(b"x")), "own.wav", "audio/x-flac"),
+    (("own.wav", Upload(b"x"), "a/own"), "own.wav", "a/own"),
+    (Storage(b"x", "dir/a.ogg"), "a.ogg", "audio/ogg"),
+    (Storage(b"x", None), "audio", "application/octet-stream"),
+    (Reader(b"x", name="/tmp/b.mp3", content_type="audio/mp3"), "b.mp3", "audio/mp3"),  # Django's UploadedFile
+])
+def test_the_upload_objects_of_frameworks(file, filename, content_type):
+    assert sent(file) == (filename, content_type, b"x")
+
+
+class Asynchronous:
+    async def read(self, size=-1):
+        return b"x"
+
+
+class Awaitable(Asynchronous):
+    def __init__(self):
+        self.read = lambda size=-1: Asynchronous.read(self)
+
+
+@pytest.mark.parametrize("make, message", [
+    (Asynchronous, "asynchronously"), (Awaitable, "asynchronously"), (lambda: io.StringIO("x"), "binary mode"),
+    (lambda: codecs.getreader("utf-8")(io.BytesIO(b"x")), "binary mode"),
+    (lambda: Reader(b"x", read=lambda n: None), "binary mode"),
+    (lambda: iter([b"x"]), "must be a path, bytes or a binary file object"),
+])
+def test_what_cannot_be_read_is_refused_by_name(make, message):
+    with pytest.raises(BadRequestError, match="file .*" + message) as caught:
+        sent(make())
+    assert caught.value.param == "file"
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("no"), KeyError("x"), EOFError()])
+def test_what_the_callers_file_raises_passes(error):
+    with pytest.raises(type(error)) as caught:
+        sent(Reader(b"", read=refuses(error)))
+    assert caught.value is error
 
 
 class Named(io.BytesIO):
@@ -101,12 +225,12 @@ class Named(io.BytesIO):
 @pytest.mark.parametrize("name, filename", [
     ("/x/y/a.webm", "a.webm"), (b"/x/b.wav", "b.wav"), ("<stdin>", None), (3, None), ("/x/", None)])
 def test_the_name_of_an_open_file(name, filename):
-    assert part(Named(name)).filename == filename
+    assert sent(Named(name))[0] == (filename or "audio")
 
 
 def test_headers_of_openai_s_tuple_are_sent():
-    got = part(("a.wav", b"x", "audio/wav", {"X-Own": "1"}))
-    assert b"Content-Type: audio/wav\r\nX-Own: 1\r\n\r\nx\r\n" in MultipartBody([], got).read()
+    with transcription.form({"file": ("a.wav", b"x", "audio/wav", {"X-Own": "1"})}) as body:
+        assert b"Content-Type: audio/wav\r\nX-Own: 1\r\n\r\nx\r\n" in body.read()
 
 
 @pytest.mark.parametrize("file, message", [
@@ -114,7 +238,7 @@ def test_headers_of_openai_s_tuple_are_sent():
     (("a", None), "file is required"), (("a", "b", "c", {}, 1), "file as a tuple")])
 def test_files_that_are_none(file, message):
     with pytest.raises(BadRequestError, match="(?i)" + message.replace("(", r"\(")) as caught:
-        part(file)
+        sent(file)
     assert caught.value.param == "file"
 
 
@@ -135,8 +259,7 @@ def test_files_that_are_none(file, message):
 ])
 def test_names_from_the_first_bytes(head, guessed):
     assert transcription.guess_name(head) == guessed
-    sent = MultipartBody([], part(head)).read()
-    assert ('filename="%s"\r\nContent-Type: %s\r\n' % guessed).encode() in sent
+    assert sent(head) == guessed + (head,)
 
 
 # ---------------------------------------------------------------- a received form
@@ -150,8 +273,8 @@ def test_every_field_of_a_form_is_kept():
     got = transcription.from_form(form)
     assert got == {"model": "w", "x": ["1", "2", "3"], "file": ("a.wav", file, "audio/wav"), "include[]": "a",
                    "stream": True}
-    assert transcription.prepare(got)[0] == [("model", "w"), ("x", "1"), ("x", "2"), ("x", "3"), ("include[]", "a"),
-                                             ("stream", "true")]
+    assert transcription.fields(got) == [("model", "w"), ("x", "1"), ("x", "2"), ("x", "3"), ("include[]", "a"),
+                                         ("stream", "true")]
 
 
 def test_a_form_that_says_nothing_of_streaming():

@@ -250,10 +250,10 @@ def test_a_client_may_write_in_any_encoding_of_unicode(coding):
     (b'{"a": NaN}', "NaN is no JSON number"),
     (b'{"a": -Infinity}', "-Infinity is no JSON number"),
     (b'{"a": 1e999}', "the number 1e999 is too large"),
-    (b'{"a": %s}' % (b"1" * 4301), "4300 digits"),
+    (b'{"a": %s}' % (b"1" * 4301), ".*4300.* digits"),
     (b'{"a": "\n"}', "the body is not JSON"),
     (b'{"a": 1} {}', "the body is not JSON"),
-])
+], ids=range(11))
 def test_what_is_no_object_of_a_client(data, problem):
     with pytest.raises(BadRequestError, match="invalid request format: .*" + problem) as raised:
         read_object(data)
@@ -350,6 +350,6 @@ def test_a_long_value_is_not_read(block):
     b'{"model":"\xff"}', b'{"a":[1,"model":"m"}', b'{"a":"model', b'{"a" 1,"model":"m"}', b'{model:"m"}',
     '{"model":"m"}'.encode("utf-16-le"), b"{" + b'"a":1,' * 10000 + b'"model":"m"}',
     b'{"model":%s}' % (b"[" * 5000 + b"]" * 5000), b'{"model":"m"}' + b" " * 2000,
-])
+], ids=range(23))
 def test_what_is_not_sure_is_none(data):
     assert scan(data, ("model",)) is None

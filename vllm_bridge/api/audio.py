@@ -1,15 +1,18 @@
-"""Transcription: keywords → form fields, reply → object, stream → events (SPEC §7, WIRE.md §10)."""
+"""Transcription: keywords → form, reply → object, stream → events."""
 
+import inspect
+import io
 import json
 import os
+from contextlib import ExitStack, contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from ..errors import BadRequestError, IncompleteStreamError, ResponseDecodeError, is_html, undecodable
 from ..http1.formdata import Part
-from ..http1.multipart import FilePart
+from ..http1.multipart import FilePart, MultipartBody
 from .folding import is_finish, joined, without_empty_ends
 
-__all__ = ["TranscriptionEvents", "from_form", "guess_name", "prepare", "result"]
+__all__ = ["TranscriptionEvents", "fields", "form", "from_form", "guess_name", "result"]
 
 _FIRST = ("model", "language", "prompt", "response_format", "temperature", "timestamp_granularities", "include")
 _BRACKETS = frozenset(("timestamp_granularities", "include"))  # arrays that OpenAI's form writes as name[]
@@ -33,19 +36,25 @@ _TYPES = {
 # ---------------------------------------------------------------- request
 
 
-def prepare(wire: Dict[str, Any]) -> Tuple[List[Tuple[str, str]], FilePart]:
-    """Shape the caller's keywords as form fields, in SPEC §7's order, and the file that comes last.
+@contextmanager
+def form(given: Dict[str, Any]) -> Iterator[MultipartBody]:
+    """Lend a transcription's form, made of the caller's keywords, with its file open for the time of sending it.
 
-    ``file`` is a path (``str`` or ``os.PathLike``), bytes, a binary file object, or OpenAI's tuple
-    ``(filename, content[, content_type[, headers]])``. A path is not opened here: the ``FilePart`` names it.
-    Raises ``BadRequestError``.
+    ``file`` is a path (``str`` or ``os.PathLike``), bytes, a binary file object, the upload object of a framework, or
+    OpenAI's tuple ``(filename, content[, content_type[, headers]])``. Raises ``BadRequestError``.
     """
-    part = _file_part(wire.get("file"))
-    names = [name for name in _FIRST if name in wire]
-    names += [name for name in wire if name not in _FIRST and name not in ("stream", "file")]
-    if "stream" in wire:
-        names.append("stream")
-    return [field for name in names for field in _fields(name, wire[name])], part
+    with ExitStack() as stack:
+        part = _file_part(given.get("file"), stack)
+        body = MultipartBody(fields(given), part)
+        stack.callback(body.close)
+        yield body
+
+
+def fields(given: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Return the caller's keywords, but for the file, as the fields of a form: the documented ones first."""
+    names = [name for name in _FIRST if name in given]
+    names += [name for name in given if name not in _FIRST and name not in ("stream", "file")]
+    return [field for name in names + ["stream"] for field in _fields(name, given.get(name))]
 
 
 def _fields(name: str, value: Any) -> Iterator[Tuple[str, str]]:
@@ -75,33 +84,52 @@ def _text(name: str, value: Any) -> str:
         raise BadRequestError("%s cannot be sent as a form field: %s" % (name, error), param=name) from None
 
 
-def _file_part(file: Any) -> FilePart:
-    filename: Optional[str] = None
-    content_type: Optional[str] = None
+def _file_part(file: Any, stack: ExitStack) -> FilePart:
+    filename: Any = None
+    content_type: Any = None
     headers: Any = ()
     if isinstance(file, tuple):
         if not 2 <= len(file) <= 4:
-            raise BadRequestError("file as a tuple is (filename, content[, content_type[, headers]])", param="file")
+            raise _bad_file("as a tuple is (filename, content[, content_type[, headers]])")
         filename, file, content_type, headers = (file + (None, None))[:4]
     if file is None:
-        raise BadRequestError("file is required", param="file")
-    path: Optional[str] = None
-    content: Any = None
+        raise _bad_file("is required")
+    content, name, kind = _opened(file, stack)
+    filename = filename or _basename(name)
+    if content_type is None:
+        content_type = kind or (_type_of(filename) if filename else None)
+    pairs = headers.items() if isinstance(headers, dict) else headers or ()
+    return FilePart("file", content, filename, content_type, guess_name, tuple(pairs))
+
+
+def _opened(file: Any, stack: ExitStack) -> Tuple[Any, Any, Optional[str]]:
+    """Return what to read a file from, its name and its content type, as far as it has them."""
+    if isinstance(file, (bytes, bytearray, memoryview)):
+        return bytes(file), None, None
     if isinstance(file, (str, os.PathLike)):
         path = os.fsdecode(file)
-    elif isinstance(file, (bytes, bytearray, memoryview)):
-        content = bytes(file)
-    elif callable(getattr(file, "read", None)):
-        content = file
-    else:
-        raise BadRequestError("file must be a path, bytes or a binary file object, got %s" % type(file).__name__,
-                              param="file")
-    filename = filename or _basename(path if path is not None else getattr(content, "name", None))
-    if content_type is None and filename:
-        content_type = _type_of(filename)
-    pairs = headers.items() if isinstance(headers, dict) else headers or ()
-    return FilePart("file", content, filename=filename, content_type=content_type, path=path, guess=guess_name,
-                    headers=tuple(pairs))
+        try:
+            return stack.enter_context(open(path, "rb")), path, None
+        except (OSError, ValueError) as error:  # ValueError: a NUL, or what no file system can name
+            why = getattr(error, "strerror", None) or str(error)
+            raise BadRequestError("file: cannot read %r: %s" % (path, why), param="file") from error
+    # The upload objects of frameworks: Starlette's and aiohttp's hold the file as `file`, Django's and Werkzeug's are
+    # one, all but Django's have a `filename`.
+    for source in (file, getattr(file, "file", None)):
+        read = getattr(source, "read", None)
+        if callable(read) and not inspect.iscoroutinefunction(read):
+            kind = getattr(file, "content_type", None)
+            name = getattr(source, "name", None)
+            if not isinstance(file, io.IOBase):  # GzipFile warns when it is asked
+                name = getattr(file, "filename", name)
+            return source, name, kind if isinstance(kind, str) and kind else None
+    if hasattr(file, "read"):
+        raise _bad_file("is read asynchronously: give its bytes, await file.read()")
+    raise _bad_file("must be a path, bytes or a binary file object, got %s" % type(file).__name__)
+
+
+def _bad_file(problem: str) -> BadRequestError:
+    return BadRequestError("file " + problem, param="file")
 
 
 def _basename(name: Any) -> Optional[str]:
@@ -138,7 +166,7 @@ def _kind(head: bytes) -> Optional[str]:
 
 
 def from_form(parts: Iterable[Part]) -> Dict[str, Any]:
-    """Fold the parts of a received form into keywords for `prepare`.
+    """Fold the parts of a received form into keywords.
 
     A repeated field becomes a list. ``file`` has to be an uploaded file: as text it would be read as a path of
     this machine. Raises ``BadRequestError``.
@@ -175,7 +203,8 @@ def result(body: bytes, content_type: str, response_format: Any = None) -> Dict[
     """Read the reply of a transcription that does not stream.
 
     Text, srt and vtt become ``{"text": body}``, to the byte. JSON is returned as it was sent (``duration`` may be a
-    string, ``no_speech_prob`` null); vLLM answers ``response_format=text`` with JSON as well (WIRE.md §1.12).
+    string, ``no_speech_prob`` null); vLLM answers ``response_format=text`` with JSON as well
+    (tests/data/vllm-0.32.0/audio_text.json).
     Raises ``ResponseDecodeError``.
     """
     declared = content_type.split(";")[0].strip().lower()

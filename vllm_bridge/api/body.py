@@ -277,7 +277,7 @@ def scan(data: bytes, names: Collection[str]) -> Optional[Dict[str, Any]]:
                 return None
             try:
                 found[label] = _value(data, name.end(), end)
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError, BadRequestError):
                 return None
         at = after.end()
         if after.group(1) == b"}":
@@ -286,7 +286,11 @@ def scan(data: bytes, names: Collection[str]) -> Optional[Dict[str, Any]]:
 
 
 def _value(data: bytes, start: int, end: int) -> Any:
-    return ... if end - start > _LONGEST_VALUE else _strictly(data[start:end].decode("utf-8"))
+    if end - start > _LONGEST_VALUE:
+        return ...
+    value = data[start:end]
+    _check(value, None)
+    return _strictly(value.decode("utf-8"))
 
 
 def _end(data: bytes, at: int) -> Optional[int]:

@@ -3,11 +3,13 @@
 Names and file names are escaped as the WHATWG's form encoding does it. No file is held in memory.
 """
 
+import copy
+import inspect
 import io
 import os
 import re
 import tempfile
-from typing import IO, Any, Callable, Iterable, Iterator, Optional, Tuple, Union
+from typing import IO, Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ..errors import BadRequestError
 from .formdata import CONTROLS, TOKEN, MultipartReader, Part
@@ -18,46 +20,28 @@ _BLOCK = 64 * 1024
 _IN_MEMORY = 1024 * 1024  # of a file that cannot be rewound; what is beyond goes to disk
 _HEAD = 16  # bytes shown to FilePart.guess
 
+# What readers raise that cannot seek, or not as files do: pipes, streams of frameworks, a `seek` of one argument.
+_NO_SEEK = (AttributeError, OSError, NotImplementedError, TypeError, ValueError)
+
 _UNSAFE = r'[\x00-\x08\x0a-\x1f\x7f"\\]'
 
 
 # ---------------------------------------------------------------- sending
 
 
-class FilePart:
-    """One file of a form: bytes, a binary file object, or a path that its owner has yet to open.
+class FilePart(NamedTuple):
+    """One file of a form: bytes, or a binary file object.
 
     `guess` names a file that has no name: it is shown the first 16 bytes and returns
     ``(filename, content_type)``.
     """
 
-    def __init__(
-        self,
-        name: str,
-        content: Union[bytes, IO[bytes], None] = None,
-        *,
-        filename: Optional[str] = None,
-        content_type: Optional[str] = None,
-        path: Optional[str] = None,
-        guess: Optional[Callable[[bytes], Tuple[str, str]]] = None,
-        headers: Iterable[Tuple[str, str]] = (),
-    ) -> None:
-        self.name = name
-        self.content = content
-        self.filename = filename
-        self.content_type = content_type
-        self.path = path
-        self.guess = guess
-        self.headers = tuple(headers)
-
-    def opened(self, content: IO[bytes]) -> "FilePart":
-        """Return this part with the file at ``path`` opened."""
-        return FilePart(self.name, content, filename=self.filename, content_type=self.content_type,
-                        guess=self.guess, headers=self.headers)
-
-    def __repr__(self) -> str:
-        return "FilePart(%r, filename=%r, content_type=%r, path=%r)" % (
-            self.name, self.filename, self.content_type, self.path)
+    name: str
+    content: Union[bytes, IO[bytes]]
+    filename: Optional[str] = None
+    content_type: Optional[str] = None
+    guess: Optional[Callable[[bytes], Tuple[str, str]]] = None
+    headers: Tuple[Tuple[str, str], ...] = ()
 
 
 class MultipartBody:
@@ -78,24 +62,37 @@ class MultipartBody:
         self._file: Optional[IO[bytes]] = None
         self._name = ""
         self._middle = b""  # the file, where it was given as bytes
-        self._position = 0
-        line = b"--" + self.boundary.encode("ascii")
+        self._line = b"--" + self.boundary.encode("ascii")
+        self._file_head = b""
+        self._tail = self._line + b"--\r\n"
+        self._size = 0
+        if file_part is not None:
+            self._size = self._take(file_part)
+            self._tail = b"\r\n" + self._tail
+        try:
+            if file_part is not None:
+                self._file_head = self._line + b"\r\n" + _file_headers(file_part, self._peek(self._size)) + b"\r\n"
+            self._begin(list(fields))
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, fields: List[Tuple[str, str]]) -> None:
         head = bytearray()
         for name, value in fields:
-            head += line + b'\r\nContent-Disposition: form-data; name="' + _escaped(name) + b'"\r\n\r\n'
+            head += self._line + b'\r\nContent-Disposition: form-data; name="' + _escaped(name) + b'"\r\n\r\n'
             head += _encoded(value, name) + b"\r\n"
-        size = 0
-        if file_part is not None:
-            size = self._take(file_part)
-            try:
-                head += line + b"\r\n" + _file_headers(file_part, self._peek(size)) + b"\r\n"
-            except BadRequestError:
-                self.close()
-                raise
-        self._head = bytes(head)
-        self._tail = (b"\r\n" if file_part is not None else b"") + line + b"--\r\n"
-        self._file_end = len(self._head) + size
+        self._fields = fields
+        self._head = bytes(head) + self._file_head
+        self._file_end = len(self._head) + self._size
         self._length = self._file_end + len(self._tail)
+        self._position = 0
+
+    def with_field(self, name: str, value: str) -> "MultipartBody":
+        """Return this form with another value for a field that it has; both read the same file, one at a time."""
+        other = copy.copy(self)
+        other._begin([(label, value if label == name else text) for label, text in self._fields])
+        return other
 
     @property
     def content_type(self) -> str:
@@ -138,8 +135,6 @@ class MultipartBody:
         if isinstance(content, bytes):
             self._middle = content
             return len(content)
-        if content is None:
-            raise ValueError("the file at %r has to be opened first: FilePart.opened" % part.path)
         if getattr(content, "closed", False):
             raise BadRequestError("file is closed", param=part.name)
         if isinstance(content, io.TextIOBase):
@@ -147,11 +142,17 @@ class MultipartBody:
         self._file = content
         try:
             content.seek(0, os.SEEK_END)
-        except (AttributeError, OSError):
+            size = content.tell()  # seek() itself returns None for a SpooledTemporaryFile before Python 3.11
+            content.seek(0)
+        except _NO_SEEK:
             return self._spool(content)
-        return content.tell()  # seek() itself returns None for a SpooledTemporaryFile before Python 3.11
+        return size
 
     def _spool(self, content: IO[bytes]) -> int:
+        try:
+            content.seek(0)
+        except _NO_SEEK:
+            pass  # from where it stands
         self._file = self._own = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
         try:
             for block in iter(lambda: self._checked(content.read(_BLOCK)), b""):
@@ -178,8 +179,12 @@ class MultipartBody:
         return data
 
     def _checked(self, data: Any) -> bytes:
-        if isinstance(data, bytes):
-            return data
+        if isinstance(data, (bytes, bytearray, memoryview)):
+            return bytes(data)
+        if inspect.isawaitable(data):
+            if inspect.iscoroutine(data):
+                data.close()  # or Python warns that it was never awaited
+            raise BadRequestError("file is read asynchronously: give its bytes, await file.read()", param=self._name)
         raise BadRequestError("file must be opened in binary mode ('rb')", param=self._name)
 
 
