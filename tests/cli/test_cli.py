@@ -14,10 +14,11 @@ import termios
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 import pytest
 
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, event
 from vllm_bridge.cli import parser as cli
 from vllm_bridge.cli import commands, terminal
 from vllm_bridge.echo import EchoServer
@@ -104,7 +105,8 @@ def test_nothing_to_send_is_wrong_usage(
 
 def test_bytes_that_are_no_text_are_wrong_usage(run: Callable[..., Ran]) -> None:
     assert "byte 2" in complaint(run("chat", stdin=b"ab\xff"), 2)
-    for argv in (["chat", "\udcff"], ["chat", "-s", "\udcff", "x"], ["embed", "\udcff"], ["rerank", "\udcff", "x"]):
+    for argv in (["chat", "\udcff"], ["chat", "-s", "\udcff", "x"], ["embed", "\udcff"], ["rerank", "\udcff", "x"],
+                 ["chat", "-p", "x=\udcff", "x"]):
         assert "UTF-8" in complaint(run(*argv), 2)
 
 
@@ -131,6 +133,89 @@ def test_parameters_are_json_or_strings(
 ) -> None:
     assert run("chat", "-p", text, "Hi").code == 0
     assert echo.requests[-1].json[name] == value
+
+
+@pytest.mark.parametrize("text", [
+    'tools=[{"type"', "messages=[{", "chat_template_kwargs={a: 1}", "chat_template_kwargs={'a': 1}", 'stop=["a", "b"',
+    'stop="a', 'x={"a": NaN}', 'x={"a": 1}}', "x=[1, 2", "x=[1,]", "x={", 'x= {"a"',
+])
+def test_broken_json_is_not_sent_as_a_string(text: str, run: Callable[..., Ran], echo: EchoServer) -> None:
+    assert "-p %s: is broken JSON: " % text.partition("=")[0] in complaint(run("chat", "-m", "echo", "-p", text, "Hi"))
+    assert not echo.requests
+
+
+@pytest.mark.parametrize("value", [
+    "[a-z]+", "[0-9]{3}", "[[:alpha:]]", "{{ messages }}", "{% for m in messages %}", '"', "[", "[END]", "(a|b)",
+    "None", "True", "-", "[1]x",
+])
+def test_a_string_that_only_begins_like_json_is_one(value: str, run: Callable[..., Ran], echo: EchoServer) -> None:
+    assert run("chat", "-p", "colour=" + value, "Hi").code == 0
+    assert echo.requests[-1].json["colour"] == value
+
+
+# What a server may answer to a command: (its words, the answer).
+MESSAGE = {"role": "assistant", "content": "Hi"}
+ONLY_DONE = [SSE_HEAD, event("[DONE]"), LAST_CHUNK]
+ODD = [
+    (["chat", "x"], ONLY_DONE),
+    (["complete", "x"], ONLY_DONE),
+    (["responses", "x"], ONLY_DONE),
+    (["chat", "x"], [SSE_HEAD, event({"choices": [5]}), LAST_CHUNK]),
+    (["chat", "x"], [SSE_HEAD, event({"choices": [{"index": 0, "delta": "x"}]}), LAST_CHUNK]),
+    (["complete", "x"], [SSE_HEAD, event({"choices": 5}), LAST_CHUNK]),
+    (["chat", "x"], [answer({"choices": []})]),
+    (["models"], [answer({"data": None})]),
+    (["models"], [answer([])]),
+    (["embed", "x"], [answer({"id": "x"})]),
+    (["embed", "x"], [answer({"data": [None]})]),
+    (["embed", "x"], [answer({"data": 5})]),
+    (["rerank", "x", "y"], [answer({"results": [{"index": 7, "relevance_score": 0.5}]})]),
+    (["rerank", "x", "y"], [answer({"results": [{"index": 0, "relevance_score": "high"}]})]),
+    (["rerank", "x", "y"], [answer({"results": None})]),
+    (["transcribe", "-p", "response_format=json", __file__], [answer({"id": "x"})]),
+] + [
+    (["chat", *more, "x"], [answer(body)])
+    for more in (["-p", "n=2"], ["--json"])
+    for body in (
+        {"id": "x"}, {"choices": None}, {"choices": []}, {"choices": 5}, {"choices": {"0": MESSAGE}}, [], 5, None, "x",
+        {"choices": [None]}, {"choices": ["Hi"]}, {"choices": [{"index": 0}]},
+    )
+] + [
+    (["chat", "-p", "n=2", "x"], [answer({"choices": [{"index": 0, "message": message}]})])
+    for message in (
+        None, "Hi", [], {}, {"content": 5}, {"content": ["Hi"]}, {"role": "assistant", "content": None},
+        {"content": None, "tool_calls": []}, {"content": None, "tool_calls": [None]},
+        {"content": None, "tool_calls": [{"function": None}]}, {"content": "x", "tool_calls": [{"id": "x"}]},
+        {"content": None, "tool_calls": {"0": 1}}, {"content": "x", "tool_calls": 5},
+    )
+] + [
+    (["complete", *more, "x"], [answer(body)])
+    for more in (["-p", "n=2"], ["--json"])
+    for body in ({"id": "x"}, {"choices": []}, {"choices": None}, {"choices": "x"}, [])
+] + [
+    (["complete", "-p", "n=2", "x"], [answer({"choices": [choice]})]) for choice in (None, "x", {}, {"text": 5})
+]
+
+
+@pytest.mark.parametrize("argv, reply", ODD)
+def test_an_odd_reply_is_one_line(
+    argv: List[str], reply: List[Any], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Scripted(["request", *reply]) as server:
+        monkeypatch.setenv("VLLM_BASE_URL", server.url)
+        complaint(run(argv[0], *(["-m", "m"] if argv[0] != "models" else []), *argv[1:]))
+
+
+def test_what_is_only_unusual_is_shown(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    for message, shown in (
+        ({"content": None, "reasoning": "Hm"}, ""),
+        ({"content": ""}, ""),
+        ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}, 'f({"a": 1})\n'),
+        ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": None}}]}, "f()\n"),
+    ):
+        with Scripted(["request", answer({"choices": [{"index": 0, "message": message}]})]) as server:
+            monkeypatch.setenv("VLLM_BASE_URL", server.url)
+            assert run("chat", "-m", "m", "-p", "n=2", "x") == (0, shown, "")
 
 
 def test_messages_given_as_a_parameter_need_no_prompt(run: Callable[..., Ran]) -> None:
@@ -388,6 +473,31 @@ def test_check_says_what_is_wrong(run: Callable[..., Ran], echo: EchoServer, mon
         assert "does not answer" in run("check").out
 
 
+@pytest.mark.parametrize("listed, code, words", [
+    ({"id": "echo", "max_model_len": "4k"}, 0, "echo (4k tokens) answers chat"),
+    ({"id": "echo", "max_model_len": None}, 0, "echo answers chat"),
+    ({"object": "model"}, 1, "None does not answer"),
+    (None, 1, ""), ("echo", 1, ""),
+])
+def test_check_reads_odd_lists(
+    listed: Any, code: int, words: str, run: Callable[..., Ran], echo: EchoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm_bridge.api.records import ModelList
+    from vllm_bridge.vllm import VLLMProvider
+
+    monkeypatch.setattr(VLLMProvider, "list_models", lambda self: ModelList({"object": "list", "data": [listed]}))
+    ran = run("check")
+    assert ran.code == code and words in ran.out and ran.err.count("\n") == (not words)
+
+
+def test_check_finds_an_odd_answer(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    models = answer({"data": [{"id": "m"}]})
+    with Scripted(["request", models, "request", SSE_HEAD, event({"choices": ["x"]}), LAST_CHUNK]) as server:
+        monkeypatch.setenv("VLLM_BASE_URL", server.url)
+        ran = run("check")
+    assert ran.code == 1 and "m does not answer: " in ran.out and ran.out.endswith("not ok: m\n")
+
+
 def test_check_counts_an_empty_answer_as_one(run: Callable[..., Ran], echo: EchoServer) -> None:
     echo.script("", "!empty")
     ran = run("check")
@@ -473,7 +583,7 @@ def test_closed_streams_are_no_traceback(echo: EchoServer, monkeypatch: pytest.M
     monkeypatch.setenv("VLLM_BASE_URL", echo.url)
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    assert cli.main(["chat", "Hi"]) == 0
+    assert cli.main(["chat", "Hi"]) == 1  # the answer is lost
     assert cli.main(["chat"]) == 2
     assert cli.main(["chat", "-m", "nope", "Hi"]) == 1
     closed = io.StringIO()
@@ -494,7 +604,7 @@ class Broken(Screen):
 
 
 @pytest.mark.parametrize("error, code, said", [
-    (BrokenPipeError(32, "Broken pipe"), 0, ""),
+    (BrokenPipeError(32, "Broken pipe"), 1, "vllm-bridge: Broken pipe\n"),
     (OSError(28, "No space left on device"), 1, "vllm-bridge: No space left on device\n"),
 ])
 def test_output_that_cannot_be_written(
@@ -527,9 +637,9 @@ def test_ctrl_c_is_130_also_when_nothing_can_be_written(echo: EchoServer, monkey
 # ---------------------------------------------------------------- as a program
 
 
-def program(echo: EchoServer, *argv: str, **options: Any) -> "subprocess.Popen[bytes]":
+def program(echo: EchoServer, *argv: str, through: Sequence[str] = (), **options: Any) -> "subprocess.Popen[bytes]":
     environ = dict(os.environ, VLLM_BASE_URL=echo.url, PYTHONPATH=str(ROOT), TERM="dumb")
-    return subprocess.Popen([sys.executable, "-m", "vllm_bridge", *argv], env=environ, **options)
+    return subprocess.Popen([*through, sys.executable, "-m", "vllm_bridge", *argv], env=environ, **options)
 
 
 def until(condition: Callable[[], Any]) -> None:
@@ -546,28 +656,55 @@ def test_python_m_is_the_same_program(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert end.value.code == 0 and capsys.readouterr().out.startswith("vllm-bridge ")
 
 
-def test_a_closed_pipe_ends_quietly_and_stops_the_generation(echo: EchoServer) -> None:
+def test_a_closed_pipe_is_one_line_and_stops_the_generation(echo: EchoServer) -> None:
     process = program(echo, "chat", "-m", "echo", "!slow 0.01 !count 100000 x",
                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.read(5) == b"1 2 3"
     process.stdout.close()
-    assert process.stderr.read() == b""
+    assert process.stderr.read() == b"vllm-bridge: Broken pipe\n"
     process.stderr.close()
-    assert process.wait(LONG) == 0
+    assert process.wait(LONG) == 1
     until(lambda: echo.running == 0)
 
 
-def test_a_pipe_closed_before_the_answer_is_no_traceback_either(echo: EchoServer) -> None:
+@pytest.mark.parametrize("closed, argv, code, said", [
+    (["out"], ["models"], 1, b"vllm-bridge: Broken pipe\n"),
+    (["out"], ["chat", "-m", "nope", "Hi"], 1, None),
+    (["out"], ["check"], 1, b"vllm-bridge: Broken pipe\n"),
+    (["err"], ["models"], 0, b"echo\n"),
+    (["err"], ["chat", "-m", "nope", "Hi"], 1, b""),
+    (["err"], ["chat", "-p", "n={", "Hi"], 1, b""),
+    (["err"], ["chat", "-m", "echo", " "], 2, b""),
+    (["err"], ["chat", "--nope"], 2, b""),
+    (["out", "err"], ["models"], 1, None),
+    (["out", "err"], ["chat", "-m", "nope", "Hi"], 1, None),
+])
+def test_a_pipe_closed_from_the_beginning(
+    closed: List[str], argv: List[str], code: int, said: Optional[bytes], echo: EchoServer
+) -> None:
     read, write = os.pipe()
     os.close(read)
     try:
-        for argv in (["models"], ["--help"]):
-            process = program(echo, *argv, stdin=subprocess.DEVNULL, stdout=write, stderr=subprocess.PIPE)
-            assert process.communicate(timeout=LONG)[1] == b""
-            assert process.returncode == 0
+        streams = {name: write if name[3:] in closed else subprocess.PIPE for name in ("stdout", "stderr")}
+        process = program(echo, *argv, stdin=subprocess.DEVNULL, **streams)
+        told = b"".join(text or b"" for text in process.communicate(timeout=LONG))
+        assert process.returncode == code
     finally:
         os.close(write)
+    assert told == said or (said is None and told.count(b"\n") == (len(closed) == 1))
+
+
+@pytest.mark.parametrize("redirect, argv, code", [
+    (">&-", ["models"], 1), ("2>&-", ["models"], 0), ("2>&-", ["chat", "-m", "nope", "x"], 1),
+    (">&- 2>&-", ["models"], 1), ("<&-", ["chat", "-m", "echo"], 2), ("<&- >&- 2>&-", ["chat", "-m", "nope", "x"], 1),
+])
+def test_a_closed_descriptor(redirect: str, argv: List[str], code: int, echo: EchoServer) -> None:
+    process = program(echo, *argv, through=["sh", "-c", 'exec "$@" ' + redirect, "sh"],
+                      stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    told = process.communicate(timeout=LONG)
+    assert process.returncode == code and b"Traceback" not in told[1]
+    assert told[1].count(b"\n") == (code != 0 and "2>" not in redirect)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 from .commands import print_json
 from ..errors import BadRequestError, BridgeError, NotFoundError
-from .terminal import Terminal
+from .terminal import ODD_ANSWER, Terminal, odd_answer
 from ..vllm import VLLMProvider
 
 __all__ = ["check"]
@@ -25,14 +25,15 @@ def check(provider: VLLMProvider, asked: argparse.Namespace, terminal: Terminal)
         provider = provider.with_options(timeout=_PATIENCE, stream_idle_timeout=_PATIENCE)
     started = time.perf_counter()
     listed = provider.list_models()
-    report: Finding = {"url": _url(provider), "seconds": time.perf_counter() - started, "models": []}
+    url = ", ".join(str(key.url) for key in provider.config.resolved_keys())
+    report: Finding = {"url": url, "seconds": time.perf_counter() - started, "models": []}
     if not asked.json:
         terminal.line("%s is there, it listed its models in %s" % (report["url"], _ms(report["seconds"])))
     models: List[Any] = [model for model in listed.data if asked.model in (None, model.get("id"))]
     if asked.model and not models:
         models = [{"id": asked.model}]
     for model in models:
-        finding = _probe(provider, str(model["id"]))
+        finding = _probe(provider, str(model.get("id")))
         finding["max_model_len"] = model.get("max_model_len")
         report["models"].append(finding)
         if not asked.json:
@@ -48,12 +49,8 @@ def check(provider: VLLMProvider, asked: argparse.Namespace, terminal: Terminal)
     return 0 if report["ok"] else 1
 
 
-def _url(provider: VLLMProvider) -> str:
-    return repr(provider).partition("(")[2][:-1]
-
-
 def _probe(provider: VLLMProvider, model: str) -> Finding:
-    """Try the operations one after another: a server does not tell which one its model is for (WIRE.md §3)."""
+    """Try the operations one after another: a server does not tell which one its model is for."""
     finding: Finding = {"id": model, "ok": False}
     for operation, probe in _PROBES:
         try:
@@ -69,6 +66,9 @@ def _probe(provider: VLLMProvider, model: str) -> Finding:
                 return finding
         except BridgeError as error:
             finding["error"] = str(error)
+            return finding
+        except ODD_ANSWER as error:
+            finding["error"] = odd_answer(error)
             return finding
     return finding
 
@@ -89,8 +89,8 @@ def _timed(ask: Callable[[], Any]) -> Finding:
     finding: Finding = {"first_token_seconds": None, "server": None, "tokens": None}
     with ask() as stream:
         for chunk in stream:
-            delta = chunk["choices"][0].get("delta") or {}
-            if finding["first_token_seconds"] is None and (chunk.text or delta.get("reasoning")):
+            delta = [choice.get("delta") or {} for choice in chunk["choices"][:1]]
+            if finding["first_token_seconds"] is None and (chunk.text or (delta and delta[0].get("reasoning"))):
                 finding["first_token_seconds"] = time.perf_counter() - started
             finding["server"] = chunk.get("system_fingerprint") or finding["server"]
             finding["tokens"] = (chunk.get("usage") or {}).get("completion_tokens", finding["tokens"])
@@ -134,14 +134,14 @@ _PROBES: List[Tuple[str, Callable[[VLLMProvider, str], Finding]]] = [
 def _sentence(finding: Finding) -> str:
     name = finding["id"]
     if finding["max_model_len"]:
-        name += " (%d tokens)" % finding["max_model_len"]
+        name += " (%s tokens)" % finding["max_model_len"]
     if not finding["ok"]:
         return "%s does not answer: %s" % (name, " ".join(finding["error"].split()))
     text = "%s answers %s" % (name, finding["operation"])
     if finding.get("first_token_seconds") is not None:
         text += ": first token after %s" % _ms(finding["first_token_seconds"])
         if finding["tokens"]:
-            text += ", %d tokens in %s" % (finding["tokens"], _ms(finding["seconds"]))
+            text += ", %s tokens in %s" % (finding["tokens"], _ms(finding["seconds"]))
     else:
         text += " in %s" % _ms(finding["seconds"])
     if finding.get("dimensions"):

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from . import terminal as console
 from ..api.chat import ChatAccumulator
-from ..errors import BridgeError
+from ..errors import BridgeError, ResponseDecodeError
 from .terminal import Terminal, WrongUsage, check_utf8, one_line
 from ..vllm import VLLMProvider
 
@@ -95,11 +95,11 @@ def _answer(
     heard = heard or ChatAccumulator()
     if asked.json or _several(wire):
         reply = provider.chat_completion(**wire)
-        heard.feed({"choices": [{"delta": choice.get("message") or {}} for choice in reply.choices[:1]]})
+        heard.feed({"choices": [{"delta": _first(reply.choices)["message"]}]})
         if asked.json:
             print_json(reply, terminal)
-            return
-        _show_choices([choice.message for choice in reply.choices], terminal)
+        else:
+            _show_choices([choice["message"] for choice in reply.choices], terminal)
         return
     begun = False
     with provider.chat_completion_stream(**wire) as stream:
@@ -111,7 +111,7 @@ def _answer(
             begun = begun or bool(text)
             terminal.write(text)
     terminal.end_line()
-    choice = heard.completion()["choices"][0]
+    choice = _first(heard.completion()["choices"])
     _show_calls(choice["message"], terminal)
     _show_cut(choice, terminal)
 
@@ -121,19 +121,34 @@ def _several(wire: Wire) -> bool:
     return isinstance(count, int) and count > 1
 
 
-def _show_choices(messages: List[Any], terminal: Terminal) -> None:
+def _first(listed: Any) -> Any:
+    """Return the first of an answer's choices; `ResponseDecodeError` if there is none."""
+    if not isinstance(listed, list) or not listed:
+        raise ResponseDecodeError("the server's answer holds no choices")
+    return listed[0]
+
+
+def _show_choices(messages: List[Wire], terminal: Terminal) -> None:
     for number, message in enumerate(messages):
         if number:
             terminal.line("")
-        terminal.write((message.get("content") or "").lstrip("\n"))
+        content = message["content"]
+        if content is None and not any(message.get(name) for name in ("tool_calls", "reasoning", "refusal")):
+            raise ResponseDecodeError("the server's answer holds neither a text nor a call")
+        terminal.write((content or "").lstrip("\n"))
         terminal.end_line()
         _show_calls(message, terminal)
 
 
 def _show_calls(message: Wire, terminal: Terminal) -> None:
     for call in message.get("tool_calls") or ():
-        function = call.get("function") or {}
-        terminal.line("%s(%s)" % (function.get("name"), one_line(function.get("arguments") or "")))
+        _show_call(call["function"], "arguments", terminal)
+
+
+def _show_call(function: Wire, field: str, terminal: Terminal) -> None:
+    given = function.get(field) or ""
+    text = given if isinstance(given, str) else json.dumps(given)
+    terminal.line("%s(%s)" % (function["name"], one_line(text)))
 
 
 def _show_cut(choice: Wire, terminal: Terminal) -> None:
@@ -150,18 +165,19 @@ def complete(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
     wire = {"model": model_for(provider, asked), "prompt": prompt, **asked.parameters}
     if asked.json or _several(wire) or isinstance(prompt, list):
         reply = provider.text_completion(**wire)
+        _first(reply.choices)
         if asked.json:
             print_json(reply, terminal)
         else:
-            _show_choices([{"content": choice.text} for choice in reply.choices], terminal)
+            _show_choices([{"content": choice["text"]} for choice in reply.choices], terminal)
         return 0
-    last: Wire = {}
+    choices: List[Wire] = []
     with provider.text_completion_stream(**wire) as stream:
         for chunk in stream:
             terminal.write(chunk.text)
-            last = chunk["choices"][0]
+            choices = chunk["choices"][:1] or choices
     terminal.end_line()
-    _show_cut(last, terminal)
+    _show_cut(_first(choices), terminal)
     return 0
 
 
@@ -190,8 +206,8 @@ def responses(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
                     terminal.think(event.delta or "")
                 final = event.get("response") or final
         terminal.end_line()
-        _show_output(final or {}, terminal)
-    if final is not None and final.get("status") == "failed":
+        _show_output(final, terminal)
+    if final["status"] == "failed":
         terminal.complain("the response failed: %s" % ((final.get("error") or {}).get("message") or "no reason given"))
         return 1
     return 0
@@ -199,11 +215,10 @@ def responses(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
 
 def _show_output(response: Wire, terminal: Terminal) -> None:
     """Show what a finished Response holds besides text."""
-    for item in response.get("output") or ():
-        if item.get("type") in ("function_call", "custom_tool_call"):
-            given = item.get("arguments") or item.get("input") or ""
-            terminal.line("%s(%s)" % (item.get("name"), one_line(given)))
-    if response.get("status") == "incomplete":
+    for item in response["output"]:
+        if item["type"] in ("function_call", "custom_tool_call"):
+            _show_call(item, "input" if item["type"] == "custom_tool_call" else "arguments", terminal)
+    if response["status"] == "incomplete":
         terminal.hint("(cut off: the token limit is reached; -p max_output_tokens=N sets it)")
 
 
@@ -253,7 +268,7 @@ def transcribe(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
         if asked.json:
             print_json(reply, terminal)
         else:
-            terminal.write(reply.text)
+            terminal.write(reply["text"])
             terminal.end_line()
         return 0
     begun = False

@@ -8,11 +8,12 @@ import json
 import re
 import signal
 import sys
+from contextlib import suppress
 from typing import Any, Dict, Iterable, List, NoReturn, Optional, Sequence, Tuple
 
 from ..config.settings import Key, NetworkConfig, ProviderConfig, normalise_base_url
-from ..errors import APITimeoutError, BridgeError, ConfigError
-from .terminal import Terminal, WrongUsage
+from ..errors import APITimeoutError, BadRequestError, BridgeError, ConfigError
+from .terminal import ODD_ANSWER, Terminal, WrongUsage, check_utf8, odd_answer
 from ..version import __version__
 from ..vllm import VLLMProvider
 
@@ -24,6 +25,9 @@ The model may be left out where the server has one. -p takes JSON values, and st
   vllm-bridge chat -p top_k=20 -p 'stop=["END"]' "Tell me a story"
 Exit codes: 0 done, 1 the call failed, 2 wrong usage, 130 Ctrl-C.
 """
+
+# {{ and {% begin a template, [a-z] is a regular expression, and a quotation mark by itself is one.
+_MEANT_AS_JSON = re.compile(r'\s*(\{(?![{%#])|\[\s*["{]|\[\s*-?[0-9.]+\s*,|".)', re.DOTALL)
 
 _HELP = {
     "chat": "ask a chat model; without a prompt, talk to it",
@@ -43,23 +47,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     terminal = Terminal()
     try:
         code = _run(sys.argv[1:] if argv is None else list(argv), terminal)
-        terminal.flush()
+        terminal.close()
         return code
     except KeyboardInterrupt:
-        if argv is None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would meet the interpreter on its way out
-        try:
-            terminal.end_line()
-        except OSError:
-            terminal.silence()
-        return 130
-    except BrokenPipeError:  # whoever read the output has had enough: nothing failed
-        terminal.silence()
-        return 0
-    except OSError as error:  # a full disk, a directory as standard input
+        code = 130
+    except OSError as error:  # a closed pipe, a full disk, a directory as standard input
         terminal.complain(error.strerror or str(error))
-        terminal.silence()
-        return 1
+        code = 1
+    if argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would meet the interpreter on its way out
+    with suppress(OSError):
+        terminal.end_line()
+    with suppress(OSError):
+        terminal.close()
+    return code
 
 
 def _run(argv: List[str], terminal: Terminal) -> int:
@@ -82,10 +83,11 @@ def _run(argv: List[str], terminal: Terminal) -> int:
         return 2
     except APITimeoutError as error:
         terminal.complain("%s; here: --timeout SECONDS" % error)
-        return 1
     except BridgeError as error:
         terminal.complain(str(error))
-        return 1
+    except ODD_ANSWER as error:
+        terminal.complain(odd_answer(error))
+    return 1
 
 
 def _provider(asked: argparse.Namespace) -> VLLMProvider:
@@ -101,7 +103,11 @@ def _provider(asked: argparse.Namespace) -> VLLMProvider:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what was probably meant."""
+    """Says what was probably meant, if anybody listens."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with suppress(OSError):  # Python 3.8 lets it pass
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         found = re.search(r"invalid choice: '([^']*)'", message)
@@ -211,14 +217,17 @@ def _connection(parser: argparse.ArgumentParser, prefix: str = "") -> None:
 
 def _parameter(text: str) -> Tuple[str, Any]:
     """Read ``name=value``: the value is JSON, or else the string that it is."""
+    check_utf8(text)
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise argparse.ArgumentTypeError("expected NAME=VALUE, got %r" % text)
     try:
         return name, json.loads(value, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if _MEANT_AS_JSON.match(value):
+            raise BadRequestError("-p %s: is broken JSON: %s" % (name, error)) from None
         return name, value
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)  # NaN and Infinity are words here
+    raise ValueError("%s is no JSON number" % name)  # by itself NaN is a word

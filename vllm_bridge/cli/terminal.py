@@ -1,11 +1,17 @@
 """The terminal as the commands see it: answers on standard output, everything else on standard error."""
 
+import errno
+import io
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Any, List, Optional
 
-__all__ = ["Terminal", "WrongUsage", "one_line"]
+__all__ = ["ODD_ANSWER", "Terminal", "WrongUsage", "check_utf8", "odd_answer", "one_line"]
+
+# What looking into an answer raises where an object, a list or a text is something else.
+ODD_ANSWER = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 _DIM, _PLAIN = "\033[2m", "\033[0m"
 # What a terminal would obey: a model's words must not move the cursor or rename the window.
@@ -16,13 +22,21 @@ class WrongUsage(Exception):
     """A command was given something that it cannot work with; the message says what."""
 
 
+def odd_answer(error: Exception) -> str:
+    """Return the complaint about one of `ODD_ANSWER`."""
+    return "the server's answer is not in the shape of OpenAI's API (%s: %s)" % (type(error).__name__, error)
+
+
 def one_line(text: str) -> str:
     """Return a text without line ends and control characters."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
 
 
 class Terminal:
-    """Standard input, output and error, as they are when it is made; any of them may be closed."""
+    """Standard input, output and error, as they are when it is made; any of them may be closed.
+
+    What an answer cannot be written to raises OSError; what standard error cannot take is lost.
+    """
 
     def __init__(self) -> None:
         self.out = sys.stdout
@@ -32,16 +46,18 @@ class Terminal:
         self._midline = False  # standard output stands behind a text without a line end
         self._thinking = False
         for stream in (self.out, self.err):
-            if hasattr(stream, "reconfigure"):  # an ASCII locale, or half a surrogate pair, is no reason to fail
+            if isinstance(stream, io.TextIOWrapper):  # an ASCII locale, or half a surrogate pair, is no reason to fail
                 stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> None:
         """Add to the answer on standard output, at once."""
-        if not text or self.out is None:
+        if not text:
             return
         self._end_thinking()
         if self.on_terminal:
             text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+        if self.out is None or self.out.closed:
+            raise OSError(errno.EBADF, "standard output is closed")
         self.out.write(text)
         self.out.flush()
         self._midline = not text.endswith("\n")
@@ -69,39 +85,34 @@ class Terminal:
 
     def complain(self, text: str) -> None:
         """Say in one line on standard error what went wrong."""
-        try:
+        with suppress(OSError):  # the answer may have nowhere to go where the complaint has
             self.end_line()
-        except OSError:
-            pass  # the answer has nowhere to go, the complaint may have
         self._tell("vllm-bridge: %s\n" % one_line(text))
 
     def ask(self, prompt: str) -> str:
         """Return a line typed by the user; raises EOFError at the end of the input."""
-        try:
+        with suppress(ImportError):
             import readline  # noqa: F401 - gives input() editing and a history
-        except ImportError:
-            pass
         if not self.on_terminal:  # input() would write its prompt into the answer
             self._tell(prompt)
             prompt = ""
         return input(prompt)
 
-    def silence(self) -> None:
-        """Send what is still to be written nowhere, so that the interpreter's exit does not stumble over it."""
-        for stream in (self.out, self.err):
-            try:
-                place = stream.fileno()
-            except (AttributeError, OSError, ValueError):
-                continue  # closed, or no file at all
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, place)
-            os.close(nowhere)
+    def close(self) -> None:
+        """Write out what is buffered, also by argparse; what cannot be written goes nowhere, and raises OSError.
 
-    def flush(self) -> None:
-        """Write out what is buffered, also by argparse."""
-        for stream in (self.out, self.err):
-            if stream is not None:
-                stream.flush()
+        The interpreter's exit would stumble over it once more.
+        """
+        failed = None
+        for stream in (self.err, self.out):
+            try:
+                if stream is not None and not stream.closed:
+                    stream.flush()
+            except OSError as error:
+                _lead_nowhere(stream)
+                failed = error if stream is self.out else None
+        if failed is not None:
+            raise failed
 
     def _end_thinking(self) -> None:
         if self._thinking:
@@ -110,8 +121,16 @@ class Terminal:
 
     def _tell(self, text: str) -> None:
         if self.err is not None:
-            self.err.write(text)
-            self.err.flush()
+            with suppress(OSError, ValueError):  # a closed file is a ValueError
+                self.err.write(text)
+                self.err.flush()
+
+
+def _lead_nowhere(stream: Any) -> None:
+    with suppress(OSError, ValueError):  # no file at all
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def stdin_is_terminal() -> bool:
