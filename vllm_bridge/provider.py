@@ -318,7 +318,8 @@ class BaseOpenAIProvider:
 
     def _record(self, record: Type[R], operation: str, body: Dict[str, Any]) -> R:
         reply = self._reply(operation, body, _model(body))
-        return self._finished(record(reply.read(lambda: self._adapted(operation, _object(reply)))), body, reply)
+        payload = reply.read(lambda: self._adapted(operation, _object(reply, operation)))
+        return self._finished(record(payload), body, reply)
 
     def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
         return self._caller.reply("POST", PATHS[operation], body, model, self._options)
@@ -392,8 +393,8 @@ _CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
 }
 
 
-def _object(reply: Reply) -> Dict[str, Any]:
-    return object_of(reply.body, url=reply.url, request_id=reply.request_id)
+def _object(reply: Reply, operation: str = "") -> Dict[str, Any]:
+    return object_of(reply.body, operation, url=reply.url, request_id=reply.request_id)
 
 
 def _model(body: Mapping[str, Any]) -> Optional[str]:

@@ -1,6 +1,7 @@
 """vLLM: only what it does differently from OpenAI."""
 
 import logging
+import time
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, TypeVar
 
 from .api import chat
@@ -17,6 +18,8 @@ from .api.body import object_of, to_json
 __all__ = ["VLLMProvider"]
 
 T = TypeVar("T")
+
+_FLOATS_FOR = 600.0  # seconds for which a model's vectors are not asked for as base64 once its server refused that
 
 _log = logging.getLogger("vllm_bridge")
 
@@ -37,18 +40,19 @@ class VLLMProvider(BaseOpenAIProvider):
         is cheaper to read.
         """
         given = self._body("embedding", wire)
-        body = given if self._caller.lacks_base64 else embeddings.prepare(given)
+        lacking, name = self._caller.lacks_base64, str(given.get("model"))
+        body = given if lacking.get(name, 0) > time.monotonic() else embeddings.prepare(given)
         if body is given:
             return self._record(EmbeddingList, "embedding", given)
         model = body.get("model")
         try:
             reply = self._reply("embedding", body, model if isinstance(model, str) else None)
         except APIStatusError as error:
-            if not embeddings.falls_back(error):
+            if not embeddings.falls_back(error, body):
                 raise
-            self._caller.lacks_base64 = True
+            lacking[name] = time.monotonic() + _FLOATS_FOR
             return self._record(EmbeddingList, "embedding", given)
-        payload = reply.read(lambda: embeddings.converted(object_of(reply.body)))
+        payload = reply.read(lambda: embeddings.converted(object_of(reply.body, "embedding")))
         return self._finished(EmbeddingList(payload), body, reply)
 
     def responses(self, /, **wire: Any) -> Response:
@@ -102,7 +106,7 @@ class VLLMProvider(BaseOpenAIProvider):
 
         chat_body, context = self._to_chat(body)
         reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
-        completion = reply.read(lambda: self._adapted("chat_completion", object_of(reply.body)))
+        completion = reply.read(lambda: self._adapted("chat_completion", object_of(reply.body, "chat_completion")))
         return chat_body, reply, Response(from_chat(completion, context))
 
     def _natively(self) -> bool:

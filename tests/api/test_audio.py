@@ -313,7 +313,7 @@ def test_odd_json_is_kept_as_it_is():
     sent = {"task": "transcribe", "duration": "2.0", "text": "x", "segments": [{"no_speech_prob": None}]}
     for content_type in ("application/json; charset=utf-8", "application/problem+json", "text/plain", ""):
         assert transcription.result(json.dumps(sent).encode(), content_type, "verbose_json") == sent
-    assert transcription.result(b"\xef\xbb\xbf{}", "application/json") == {}
+    assert transcription.result(b'\xef\xbb\xbf{"text": null}', "application/json") == {"text": None}
     assert transcription.result(b'{"text": "a"}', "text/plain", ["text", "text"]) == {"text": "a"}
     assert transcription.result(b'" words"', "application/json", "text") == {"text": " words"}
 
@@ -338,6 +338,8 @@ def test_text_becomes_text(body, content_type, asked):
     (b"[" * 100000, "application/json", "json", "not JSON"),
     (b"words", "application/octet-stream", None, "not JSON"),
     (b"[1]", "application/json", "json", "must be an object, got list"),
+    (b"{}", "application/json", "json", "no answer to transcription: {}"),
+    (b'{"object": "list", "data": []}', "application/json", "text", "no answer to transcription"),
     (b"caf\xe9", "text/plain", "text", "not UTF-8: byte 3"),
 ])
 def test_replies_that_are_none(body, content_type, asked, message):

@@ -125,6 +125,36 @@ def test_what_is_no_object(body, message):
     assert (raised.value.url, raised.value.request_id) == ("http://h/p", "r")
 
 
+ANSWERS = {
+    "chat_completion": {"choices": [{"message": {"content": "x"}}]},
+    "text_completion": {"choices": [{"text": "x"}]},
+    "embedding": {"data": [{"embedding": [1.0]}]},
+    "responses": {"output": [{"type": "message"}]},
+    "models": {"data": [{"id": "m"}]},
+    "rerank": {"results": [{"index": 0}]},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("operation", ["chat_completion", "text_completion", "embedding", "responses"])
+@pytest.mark.parametrize("sent", sorted(ANSWERS))
+def test_an_answer_to_another_operation_is_none(operation, sent):
+    body = json.dumps(ANSWERS[sent]).encode()
+    if sent == operation:
+        assert object_of(body, operation) == object_of(body) == ANSWERS[sent]
+    else:
+        with pytest.raises(ResponseDecodeError, match="the server sent no answer to %s: {" % operation) as raised:
+            object_of(body, operation, url="u")
+        assert raised.value.payload == ANSWERS[sent] and raised.value.url == "u"
+
+
+@pytest.mark.parametrize("odd", [None, 5, {"0": {}}, [None], ["x"], [{}]])
+def test_choices_of_another_shape(odd):
+    with pytest.raises(ResponseDecodeError, match="no answer to chat_completion"):
+        object_of(json.dumps({"choices": odd}).encode(), "chat_completion")
+    assert object_of(b'{"choices": []}', "chat_completion") == {"choices": []}
+
+
 @pytest.mark.parametrize("depth", [100, 300, 450, 600, 800, 900, 950, 980, 1500, 100000])
 def test_lists_nested_to_any_depth_are_no_object(depth):
     with pytest.raises(ResponseDecodeError):

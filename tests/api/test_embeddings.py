@@ -5,6 +5,7 @@ import base64
 import json
 import struct
 import sys
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -45,13 +46,46 @@ def test_a_caller_who_says_how_vectors_come_is_left_alone(given: Dict[str, Any])
 
 
 @pytest.mark.parametrize("status, message, falls_back", [
+    (400, "base64 encoding is not currently supported", True),  # vLLM 0.3
     (400, "Input should be 'float', got 'base64'", True),
     (422, "encoding_format: unexpected value", True),
+    (400, "body.encoding_format: Extra inputs are not permitted", True),
+    (400, "[{'type': 'literal_error', 'loc': ('body', 'encoding_format'), 'msg': \"Input should be 'float'\"}]", True),
+    (400, "1 validation errors:\n  {'type': 'literal_error', 'loc': 'body.encoding_format', 'msg': 'x'}", True),
+    (400, "1 validation error for EmbeddingRequest\nencoding_format\n  unexpected value", True),
+    (400, "Unrecognized request argument supplied: encoding_format", True),
+    (400, "create() got an unexpected keyword argument 'encoding_format'", True),
+    (400, "unknown field `encoding_format`, expected one of `input`, `model`", True),
+    (400, "encoding_format 'base64' is not supported", True),
+    (501, "encoding_format must be float", True),
     (400, "The model `m` does not exist.", False),
-    (500, "encoding_format", False),
+    (500, "encoding_format: unexpected value", False),
+    (404, "encoding_format: unexpected value", False),
+    (400, "Invalid base64-encoded string in image_url", False),
+    (400, "Incorrect padding: the image is no valid base64", False),
+    (400, "base64 images are not supported by this model", False),
+    (400, "[{'type': 'missing', 'loc': ('body', 'input'), 'msg': 'Field required', 'input': {'model': 'm', "
+          "'encoding_format': 'base64'}}]", False),
+    (400, "Invalid input: {'encoding_format': 'base64', 'input': 5}", False),
+    (400, "cannot embed 'why base64 encoding is not supported'", False),  # the caller's own words
 ])
 def test_which_errors_mean_that_base64_is_not_known(status: int, message: str, falls_back: bool) -> None:
-    assert embedding.falls_back(error_from_payload({"error": {"message": message}}, status)) is falls_back
+    error = error_from_payload({"error": {"message": message}}, status)
+    for given in ("why base64 encoding is not supported", ["x", "why base64 encoding is not supported"]):
+        assert embedding.falls_back(error, {**ASK, "input": given}) is falls_back
+
+
+def test_a_field_that_is_named_as_the_fault() -> None:
+    error = error_from_payload({"error": {"message": "no", "param": "encoding_format"}}, 400)
+    assert embedding.falls_back(error, dict(ASK))
+    detail = [{"loc": ["body", "encoding_format"], "msg": "Input should be 'float'", "type": "literal_error"}]
+    assert embedding.falls_back(error_from_payload({"detail": detail}, 422), dict(ASK))
+
+
+@pytest.mark.parametrize("name", [name for name in wire.names("embed_err_") if name != "embed_err_bad_encoding"])
+def test_no_recorded_refusal_of_an_input_is_one_of_base64(name: str) -> None:
+    told = wire.load(name)
+    assert not embedding.falls_back(error_from_payload(told.json, told.status), dict(ASK))
 
 
 # ---------------------------------------------------------------- what comes out
@@ -142,14 +176,22 @@ def test_the_provider_hands_out_floats_and_the_caller_s_own_format() -> None:
         assert asked(server) == ["base64", "base64"]
 
 
-def test_a_server_that_refuses_base64_is_asked_for_floats_from_then_on() -> None:
+def test_a_server_that_refuses_base64_is_asked_for_that_model_s_floats_for_some_time(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("vllm_bridge.vllm.time", SimpleNamespace(monotonic=lambda: now[0]))
     refused = {"error": {"message": "encoding_format: only float", "type": "invalid", "code": 400}}
     floats = {"object": "list", "data": [{"index": 0, "object": "embedding", "embedding": [0.5]}]}
-    script = ["request", answer(refused, "400 Bad Request"), "request", answer(floats), "request", answer(floats)]
+    script = ["request", answer(refused, "400 Bad Request"), "request", answer(floats), "request", answer(floats),
+              "request", answer(floats), "request", answer(floats)]
     with Scripted(script) as server, VLLMProvider(server.url) as vllm:
         assert vllm.embedding(**ASK).data[0].embedding == [0.5]
         assert vllm.embedding(**ASK).data[0].embedding == [0.5]
-        assert asked(server) == ["base64", None, None]
+        assert vllm.embedding(model="other", input="hello").data[0].embedding == [0.5]
+        now[0] += 3600
+        assert vllm.embedding(**ASK).data[0].embedding == [0.5]
+        assert asked(server) == ["base64", None, None, "base64", "base64"]
 
 
 def test_any_other_refusal_is_the_caller_s() -> None:

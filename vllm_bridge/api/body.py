@@ -124,8 +124,20 @@ def decode(data: Union[bytes, str]) -> Any:
         raise undecodable("the server sent no valid JSON (%s)" % reason, text) from None
 
 
-def object_of(body: bytes, **fields: Any) -> Dict[str, Any]:
-    """Return the JSON object of a reply's body; `ResponseDecodeError`, with `fields`, if it is none."""
+# What an answer to each operation holds: a list, and a member of its items.
+_SHAPES = {
+    "chat_completion": ("choices", "message"),
+    "text_completion": ("choices", "text"),
+    "embedding": ("data", "embedding"),
+    "responses": ("output", "type"),
+}
+
+
+def object_of(body: bytes, operation: str = "", **fields: Any) -> Dict[str, Any]:
+    """Return the JSON object of a reply's body.
+
+    Raises `ResponseDecodeError`, with `fields`, if it is none, or the answer to another operation.
+    """
     try:
         payload = decode(body)
     except ResponseDecodeError as error:
@@ -134,6 +146,11 @@ def object_of(body: bytes, **fields: Any) -> Dict[str, Any]:
     if not isinstance(payload, dict):
         text = body.decode("utf-8", "replace")
         raise undecodable("the server sent no JSON object", text, payload=payload, **fields)
+    name, member = _SHAPES.get(operation, ("", ""))
+    items = payload.get(name) if name else []
+    if not isinstance(items, list) or not all(isinstance(item, dict) and member in item for item in items):
+        text = body.decode("utf-8", "replace")
+        raise undecodable("the server sent no answer to %s" % operation, text, payload=payload, **fields)
     return payload
 
 

@@ -4,6 +4,7 @@ vLLM prints a float32 as the shortest decimal of the same double, so both ways g
 """
 
 import base64
+import re
 import sys
 from array import array
 from math import isfinite
@@ -31,10 +32,31 @@ def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
     return {**body, "encoding_format": "base64"}
 
 
-def falls_back(error: APIStatusError) -> bool:
-    """Tell whether an error says that the server does not know base64."""
-    text = error.message.lower()
-    return error.status_code in (400, 422) and ("encoding_format" in text or "base64" in text)
+# How servers say that they do not know the field, or this value of it: the place that pydantic names, in its forms
+# (vLLM 0.32: 'loc': 'body.encoding_format'), a line that begins with it, or words. A validation error may quote the
+# whole request, this field included, and "base64" may be said of an image.
+_UNKNOWN = re.compile(
+    r"""\bloc\W{1,6}(body\W{1,6})?encoding_format\b
+    | ^\W*(body\W)?encoding_format\b
+    | (unknown|unexpected|unsupported|unrecogni[sz]ed|invalid|extra)\ (request\ |keyword\ |input\ )?
+      (field|parameters?|arguments?(\ supplied)?|option|key|value\ for)?\W{1,4}encoding_format\b
+    | encoding_format\W{1,3}(base64\W{1,3})?(is\ |are\ )?(not|un\w+|only|must|should)\b
+    | base64\ ((encoding|format|embeddings?|output|vectors?)\ )?((is|are)\ )?(not\ |un)((currently|yet)\ )?
+      (supported|implemented|available|allowed)
+    | should\ be\ ['"]float['"]""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+
+
+def falls_back(error: APIStatusError, body: Dict[str, Any]) -> bool:
+    """Tell whether an error says that the server does not know base64; `body` is the request it refused."""
+    if error.status_code not in (400, 422, 501):
+        return False
+    message, given = error.message, body.get("input")
+    for text in given if isinstance(given, list) else [given]:
+        if isinstance(text, str) and len(text) > 14:  # quoted, it may say anything
+            message = message.replace(text, "")
+    return error.param == "encoding_format" or _UNKNOWN.search(message) is not None
 
 
 def converted(payload: Dict[str, Any]) -> Dict[str, Any]:

@@ -86,7 +86,7 @@ class Caller:
         network = config.network_config
         self.network: NetworkConfig = network
         self.lacks_responses = False  # set when a server turned out to have no route for them
-        self.lacks_base64 = False  # set when a server refused to send vectors as base64
+        self.lacks_base64: Dict[str, float] = {}  # until when, by model, since a server refused to send such vectors
         self.ring = KeyRing(config.resolved_keys())
         self.transport = Transport(network, config.proxy_config)
         self._headers: Dict[Key, Dict[str, str]] = {key: self._headers_for(key) for key in self.ring.keys}
