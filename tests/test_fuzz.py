@@ -22,7 +22,7 @@ from vllm_bridge.api import chat, completions as text, rerank
 from vllm_bridge.config import file as config_file
 from vllm_bridge.api.decoding import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
 from vllm_bridge.config.settings import ProviderConfig
-from vllm_bridge.api.forwarding import Frames, Tally
+from vllm_bridge.api.forwarding import Forwarding, Tally
 from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway import settings as gateway_settings
 from vllm_bridge.gateway.routes import ROUTES
@@ -31,7 +31,7 @@ from vllm_bridge.http1.head import field_block
 from vllm_bridge.client.reply import Reply
 from vllm_bridge.api.responses import ResponseEvents, from_chat, iter_events, to_chat
 from vllm_bridge.client.retry import parse_retry_after
-from vllm_bridge.client.stream import Limits, Stream
+from vllm_bridge.client.stream import Limits, Progress, Stream, items_of
 from vllm_bridge.vllm import VLLMProvider
 from vllm_bridge.api.body import object_of, to_json
 
@@ -199,7 +199,7 @@ LINES = st.one_of(
 )
 READERS = {
     "chat": ChatChunks, "text": CompletionChunks, "responses": ResponsesReader, "transcription": TranscriptionReader,
-    "frames": lambda: Frames(1, False, Tally()),
+    "forwarding": lambda: Forwarding(1, False, Tally()),
 }
 
 
@@ -208,6 +208,7 @@ class Source:
 
     url = "http://server/v1"
     request_id = None
+    headers = {"content-type": "text/event-stream"}
 
     def __init__(self, pieces):
         self.pieces = list(pieces)
@@ -224,8 +225,10 @@ class Source:
     def close(self):
         pass
 
-    def tell(self, error):
-        error.url = self.url
+
+def streamed(pieces, reader):
+    progress = Progress()
+    return Stream(progress, items_of(Source(pieces), reader, Limits(None, None), progress, lambda error: None))
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
@@ -234,7 +237,7 @@ class Source:
 def test_a_stream_ends_or_raises_an_error_of_ours(name, data):
     whole = b"".join(data.draw(st.lists(LINES, max_size=8)))
     try:
-        items = list(Stream.over(Source(data.draw(cut(whole))), READERS[name](), Limits(None, None)))
+        items = list(streamed(data.draw(cut(whole)), READERS[name]()))
     except errors.BridgeError as error:
         assert_tellable(error)
     else:
@@ -441,7 +444,7 @@ class Upstream(VLLMProvider):
     def _open(self, operation, body, model, reader):
         origin = self.__dict__.get("_origin", self)
         to_json(body) if isinstance(body, dict) else body.read()
-        return Stream.over(Source(origin.pieces), reader(), Limits(None, None))
+        return streamed(origin.pieces, reader())
 
 
 @pytest.fixture(scope="module")

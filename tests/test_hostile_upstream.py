@@ -257,7 +257,6 @@ STREAMS = [
     ("no JSON", [TEN, chunk(b"data: {oops\n\n"), LAST_CHUNK], ResponseDecodeError, False),
     ("JSON that is a list", [chunk(b"data: [1]\n\n"), LAST_CHUNK], ResponseDecodeError, False),
     ("10,000 levels", [chunk(b"data: " + deep(10000) + b"\n\n"), LAST_CHUNK], ResponseDecodeError, False),
-    ("comments for ever", [("repeat", chunk(b": ping\n\n"), 0.02)], APITimeoutError, False),
     ("comments for ever after ten chunks", [TEN, ("repeat", chunk(b": ping\n\n"), 0.02)], APITimeoutError, False),
     ("an event dripping for ever", [("repeat", chunk(b"x"), 0.02)], APITimeoutError, False),
     ("a line of 100 MB", [("repeat", chunk(b"x" * 1000000))], ResponseDecodeError, False),
@@ -269,9 +268,16 @@ STREAMS = [
 
 @pytest.mark.parametrize("name, steps, expected, reused", STREAMS, ids=[row[0] for row in STREAMS])
 def test_a_stream(name, steps, expected, reused, monkeypatch):
-    monkeypatch.setattr(Limits.__init__, "__defaults__", (SILENCE,))  # the patience after a finish reason
+    monkeypatch.setattr(Limits.__init__, "__defaults__", (None, SILENCE))  # the patience after a finish reason
     then = ["hold"] if reused is False else GOOD_STREAM
     meet(stream, [SSE_HEAD] + steps + then, expected, GOOD_STREAM, reused)
+
+
+def test_comments_for_ever_before_the_first_event_end_with_the_deadline():
+    with Scripted(["request", SSE_HEAD, ("repeat", chunk(b": ping\n\n"), 0.02)]) as server:
+        with provider_for(server) as provider:
+            with pytest.raises(APITimeoutError, match="total time"):
+                stream(provider.with_options(deadline=3 * SILENCE))
 
 
 def test_a_stream_that_drips_is_read_to_its_end():

@@ -389,7 +389,7 @@ def test_the_short_form_and_the_environment(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "sk-env")
     provider = VLLMProvider()
     assert repr(provider) == "VLLMProvider(http://env:9)"
-    assert provider._caller.ring.keys[0].value == "sk-env"
+    assert provider._caller.fleet.keys[0].value == "sk-env"
     options = VLLMProvider("http://gpu:8000", timeout=(2, 60), max_retries=7, headers={"X": "y"})._options
     assert (options.timeout, options.headers, options.max_retries) == ((2.0, 60.0), {"X": "y"}, 7)
     assert VLLMProvider("http://gpu:8000")._options.timeout == (5, 300)
@@ -425,4 +425,4 @@ def test_servers_that_are_down_are_told():
         assert provider.cooling() == []
         with pytest.raises(ConnectionError):
             provider.chat_completion(messages=[])
-        assert [key.url for key in provider.cooling()] == [provider._caller.ring.keys[0].url]
+        assert [key.url for key in provider.cooling()] == [provider._caller.fleet.keys[0].url]

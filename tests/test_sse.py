@@ -129,6 +129,19 @@ def test_an_event_is_handed_on_with_the_bytes_that_complete_it():
     assert [(next(events).data, len(taken)) for _ in range(3)] == [("1", 2), ("2", 3), ("3", 4)]
 
 
+@pytest.mark.parametrize("pieces", [
+    [b"\r", b"\n", b"\n"], [b"\r\n", b"\n"], [b"\n", b"\r"], [b"\r", b"\r"], [b"\r\n", b"\r"],
+])
+def test_line_ends_in_blocks_of_their_own(pieces):
+    assert list(iter_events([b"data: a"] + pieces + [b"data: b"] + pieces)) == [Event(data="a"), Event(data="b")]
+
+
+def test_comments_come_where_they_are_asked_for():
+    stream = [b": one\n", b"\ndata: a\r\n:two\r\n\r\n", b":\n"]
+    assert list(EventDecoder().fold(iter_lines(stream), comments=True)) == [b": one", b":two", Event(data="a"), b":"]
+    assert list(iter_events(stream)) == [Event(data="a")]
+
+
 def test_a_line_ended_by_cr_is_handed_on_before_the_next_byte():
     decoder = LineDecoder()
     assert decoder.feed(b"a\r") == [b"a"]

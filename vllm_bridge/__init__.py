@@ -6,7 +6,7 @@
 
 import logging
 
-from .client.call import Trace
+from .client.options import Trace
 from .config.settings import Key, NetworkConfig, ProviderConfig, ProxyConfig
 from .errors import (
     APIConnectionError,

@@ -4,12 +4,13 @@ import copy
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
 
 from .api import completions
-from .client.call import Caller, Options, Trace, Wire
+from .client.call import Caller, Wire
+from .client.options import Options
 from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, Tally, TranscriptionReader
+from .api.forwarding import Forwarding
 from .config.file import provider_config
-from .config.settings import Key, NetworkConfig, ProviderConfig, check_headers, normalise_timeout
+from .config.settings import Key, NetworkConfig, ProviderConfig
 from .errors import BadRequestError, ConfigError, UnsupportedOperationError
-from .config.validate import number, whole
 from .api.records import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -23,7 +24,7 @@ from .api.records import (
     Transcription,
     TranscriptionEvent,
 )
-from .client.reply import Cancellation, Reply
+from .client.reply import Reply
 from .client.stream import Reader, Stream
 from .api.body import as_written, merged, object_of, to_json
 
@@ -83,11 +84,13 @@ class BaseOpenAIProvider:
         timeout: Union[Timeout, _Unset] = UNSET,
         max_retries: Optional[int] = None,
         headers: Optional[Mapping[str, str]] = None,
+        session: Optional[Any] = None,
         config: Union[ProviderConfig, Mapping[str, Any], None] = None,
     ) -> None:
         """Give the short form, one server, or `config`, which can hold several; `timeout` and what follows fit both.
 
-        `timeout` is seconds of silence, or (connect, read); ``None`` waits for ever. Raises `ConfigError`.
+        `timeout` is seconds of silence, or (connect, read); ``None`` waits for ever. `session` is a
+        ``requests.Session`` of the caller's, used as it is. Raises `ConfigError`.
         """
         if config is None:
             keys = [] if api_key is None else [Key(api_key, path="api_key")]
@@ -105,7 +108,7 @@ class BaseOpenAIProvider:
             stream_idle_timeout=network.stream_idle_timeout_in_seconds,
         )
         given = {} if isinstance(timeout, _Unset) else {"timeout": timeout}
-        self._options = self._changed(max_retries=max_retries, headers=headers, **given)
+        self._options = self._options.changed(max_retries=max_retries, headers=headers, session=session, **given)
 
     def with_options(self: Self, **options: Any) -> Self:
         """Return a copy with other settings for its calls; connections and cooled servers are shared.
@@ -113,16 +116,29 @@ class BaseOpenAIProvider:
         `timeout`: seconds of silence between two bytes, or (connect, read). `stream_idle_timeout`: seconds between two
         events. `deadline`: seconds for a call in all, retries included. ``None`` lifts these limits. `max_retries`.
         `headers`: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a
-        `Trace` to fill in.
+        `Trace` to fill in. `session`: a ``requests.Session`` to send by. For a gateway `client`, who must still be
+        there (a socket, or a function that says who has left), and `keep_alive_interval`: streams give comments, as
+        bytes; after so many seconds of silence one of our own, with 0 the server's alone.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._options = self._changed(**options)
+        other._options = self._options.changed(**options)
         return other
+
+    def __copy__(self: Self) -> Self:
+        return self.with_options()
+
+    def __getstate__(self) -> Dict[str, Any]:
+        # Connections, and what is known of the servers, stay in their process.
+        return {name: value for name, value in self.__dict__.items() if name != "_caller"}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._caller = Caller(self.config)
 
     def cooling(self) -> List[Key]:
         """Return the keys whose server could not be reached and has not answered since."""
-        return [key for key, _ in self._caller.ring.cooling()]
+        return [key for key, _ in self._caller.fleet.cooling()]
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
@@ -135,7 +151,7 @@ class BaseOpenAIProvider:
         self.close()
 
     def __repr__(self) -> str:
-        urls = ", ".join(sorted({str(key.url) for key in self._caller.ring.keys}))
+        urls = ", ".join(sorted({str(key.url) for key in self._caller.fleet.keys}))
         return "%s(%s)" % (type(self).__name__, urls)
 
     # ------------------------------------------------------------ the operations there are
@@ -261,7 +277,7 @@ class BaseOpenAIProvider:
         They are the server's own unless something had to change. `data` is `body` as JSON, if there is that: it is
         sent as it is unless something has to change. Errors are raised like those of the operation itself.
         """
-        wire = as_written(self._body(operation, dict(body)), body, data)
+        wire = self._written(operation, body, data)
         reply = self._reply(operation, wire, _model(wire))
         raw = self.config.send_back_raw_request or self.config.send_back_raw_response
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
@@ -278,17 +294,24 @@ class BaseOpenAIProvider:
 
         The last one is ``data: [DONE]``. The usage chunk goes out only if the body asks for it. `data`: see `forward`.
         """
-        from .api.forwarding import Frames
-
         asked = body.get("stream_options")
-        given = type(asked) is dict or isinstance(asked, Mapping)  # the second is slow
-        usage = given and bool(asked.get("include_usage"))  # type: ignore[union-attr]
-        wire = self._body(operation + "_stream", dict(body))
-        if given and isinstance(wire.get("stream_options"), dict):
-            wire["stream_options"]["include_usage"] = True
+        usage = isinstance(asked, Mapping) and bool(asked.get("include_usage"))
+        wire = self._written(operation + "_stream", body, data)
+        if asked and not usage and isinstance(wire.get("stream_options"), dict):
+            wire = {**wire, "stream_options": {**wire["stream_options"], "include_usage": True}}
         count = completions.expected_choices(wire)
         tally = self._options.trace or Tally()
-        return self._stream(operation, as_written(wire, body, data), lambda: Frames(count, usage, tally))
+        return self._stream(operation, wire, lambda: Forwarding(count, usage, tally))
+
+    def _written(self, operation: str, body: Mapping[str, Any], data: Optional[bytes]) -> Dict[str, Any]:
+        """Return the request body of an operation, with `data` in its place if that says the same."""
+        wire = self._body(operation, dict(body))
+        if data is None or data[:1] != b"{":
+            return wire
+        if "stream_options" in wire and "stream_options" not in body and data[1:2] != b"\0":  # UTF-16
+            body = {**body, "stream_options": wire["stream_options"]}
+            data = b'{"stream_options":%b,%b' % (to_json(wire["stream_options"]), data[1:])
+        return as_written(wire, body, data)
 
     def _needs_reading(self, operation: str, body: bytes) -> bool:
         """Tell whether a reply may have to change, or to be refused, before it is handed on."""
@@ -299,6 +322,8 @@ class BaseOpenAIProvider:
     def _body(self, operation: str, wire: Dict[str, Any]) -> Dict[str, Any]:
         """Return the request body of an operation's keywords."""
         body = merged(wire)
+        if body.get("model", "") is None:
+            del body["model"]  # as a null in extra_body: the keys' rules are for names
         if operation in ("chat_completion_stream", "text_completion_stream"):
             body["stream"] = True
             options = body.get("stream_options", {})
@@ -324,7 +349,7 @@ class BaseOpenAIProvider:
     def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
         return self._caller.reply("POST", PATHS[operation], body, model, self._options)
 
-    def _stream(self, operation: str, body: Dict[str, Any], reader: Callable[[], Reader[Any]]) -> Stream[Any]:
+    def _stream(self, operation: str, body: Dict[str, Any], reader: Callable[[], Any]) -> Stream[Any]:
         return self._open(operation, body, _model(body), reader)
 
     def _open(
@@ -344,59 +369,11 @@ class BaseOpenAIProvider:
                 extra["raw_response"] = reply.body.decode("utf-8", "replace")
         return record
 
-    def _changed(self, **changes: Any) -> Options:
-        options = self._options
-        changed: Dict[str, Any] = {}
-        for name, value in changes.items():
-            if type(value) is _KINDS.get(name):
-                changed[name] = value
-            elif name not in _CHECKS:
-                raise ConfigError("with_options: no option %r; there are: %s" % (name, ", ".join(_CHECKS)))
-            elif value is not None:
-                changed[name] = _CHECKS[name](value, options)
-            elif name == "timeout":
-                changed[name] = (options.timeout[0], None)
-            elif name not in ("headers", "max_retries"):  # those two stay as they are
-                changed[name] = None
-        return options.changed(changed)
-
-
-# Values of exactly these types need no look at them.
-_KINDS: Dict[str, type] = {"cancel": Cancellation, "trace": Trace, "key_id": str, "key_name": str}
-
-
-def _instance(kind: type, name: str) -> Callable[[Any, Options], Any]:
-    def check(value: Any, options: Options) -> Any:
-        if not isinstance(value, kind):
-            raise ConfigError("%s: expected a %s, got %s" % (name, kind.__name__, type(value).__name__))
-        return value
-
-    return check
-
-
-def _headers(value: Any, options: Options) -> Dict[str, str]:
-    checked = check_headers(value, "headers")
-    return {**options.headers, **checked} if options.headers else checked
-
-
-# How each setting of a call is read: (what was given, the settings so far) -> what counts from now on.
-_CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
-    "timeout": lambda value, options: normalise_timeout(value, "timeout", options.timeout[0]),
-    "headers": _headers,
-    "max_retries": lambda value, options: whole(value, "max_retries"),
-    "stream_idle_timeout": lambda value, options: number(value, "stream_idle_timeout", positive=True),
-    "deadline": lambda value, options: number(value, "deadline", positive=True),
-    "cancel": _instance(Cancellation, "cancel"),
-    "trace": _instance(Trace, "trace"),
-    "key_id": _instance(str, "key_id"),
-    "key_name": _instance(str, "key_name"),
-}
-
 
 def _object(reply: Reply, operation: str = "") -> Dict[str, Any]:
     return object_of(reply.body, operation, url=reply.url, request_id=reply.request_id)
 
 
 def _model(body: Mapping[str, Any]) -> Optional[str]:
-    model = body.get("model")
-    return model if isinstance(model, str) else None
+    model: Optional[str] = body.get("model")  # what is no string is refused where a key is chosen
+    return model

@@ -5,13 +5,13 @@ Nothing here reads a socket: what comes in is any iterable of ``bytes``, cut any
 event goes out with the bytes that completed it.
 """
 
-from typing import Iterable, Iterator, List, Optional
+from typing import Any, Iterable, Iterator, List, Optional
 
 from .errors import ResponseDecodeError
 
 __all__ = ["Event", "EventDecoder", "LineDecoder", "MAX_EVENT", "MAX_LINE", "encode", "iter_events", "iter_lines"]
 
-MAX_LINE = 10 * 1024 * 1024  # bytes; as long as Bifrost's reader allows (SPEC §4.1)
+MAX_LINE = 10 * 1024 * 1024  # bytes
 MAX_EVENT = 4 * MAX_LINE  # bytes of all data lines of one event
 
 _BOM = b"\xef\xbb\xbf"
@@ -90,14 +90,6 @@ class LineDecoder:
             )
         return lines
 
-    def stands_aside(self, chunk: bytes) -> bool:
-        """Tell whether `chunk` begins a line and has no line end but LF: then it may be cut without this decoder."""
-        if self._start is not None:
-            if self._start or not chunk or chunk[0] == _BOM[0]:
-                return False
-            self._start = None
-        return not self._pending and not self._after_cr and b"\r" not in chunk
-
     def rest(self) -> Optional[bytes]:
         """Return the unfinished last line, or ``None``."""
         if self._start:
@@ -119,48 +111,36 @@ class EventDecoder:
     def __init__(self, max_line: int = MAX_LINE, max_event: int = MAX_EVENT) -> None:
         self._lines = LineDecoder(max_line)
         self._max_event = max_event
-        self._short = min(max_line, max_event)  # what is no longer cannot hold anything too long
         self._data: Optional[bytes] = None  # the data of the event so far
         self._more = bytearray()  # the same from its second line on: grows in place
         self._event = ""
         self._id = ""
         self._retry: Optional[int] = None
 
-    def feed(self, chunk: bytes) -> List[Event]:
+    def feed(self, chunk: bytes, comments: bool = False) -> List[Any]:
         """Return the events that `chunk` completes; bytes that are no UTF-8 become U+FFFD."""
-        events: List[Event] = []
-        end = chunk.rfind(b"\n\n")
-        if end > 0 and len(chunk) <= self._short and self.stands_aside(chunk):
-            # What vLLM sends: nearly every event is one line of data.
-            for piece in chunk[:end].split(b"\n\n"):
-                if piece.startswith(b"data: ") and b"\n" not in piece:
-                    events.append(Event("message", piece[6:].decode("utf-8", "replace"), self._id))
+        return list(self.fold(self._lines.feed(chunk), comments))
+
+    def fold(self, lines: Iterable[bytes], comments: bool = False) -> Iterator[Any]:
+        """Yield the events that `lines` complete, with `comments` their comment lines too, as `bytes`."""
+        for line in lines:
+            if line.startswith(b"data: ") and self._data is None:
+                self._data = line[6:]
+            elif line:
+                if comments and line.startswith(b":"):
+                    yield line
                 else:
-                    self._feed_lines(piece + b"\n\n", events)
-            chunk = chunk[end + 2:]
-        if chunk:
-            self._feed_lines(chunk, events)
-        return events
-
-    def stands_aside(self, chunk: bytes) -> bool:
-        """Tell whether an event may begin with `chunk`, and its lines end in LF alone: then it may be cut elsewhere."""
-        between = self._data is None and not self._event and self._retry is None
-        return between and self._lines.stands_aside(chunk)
-
-    def _feed_lines(self, chunk: bytes, events: List[Event]) -> None:
-        for line in self._lines.feed(chunk):
-            if not line:
+                    self._field(line)
+            else:
                 data = self._data
                 if data is not None:
-                    text = (self._more or data).decode("utf-8", "replace")
-                    events.append(Event(self._event or "message", text, self._id, self._retry))
+                    event = Event(
+                        self._event or "message", (self._more or data).decode("utf-8", "replace"), self._id, self._retry
+                    )
                     self._forget()
+                    yield event
                 self._event = ""
                 self._retry = None
-            elif self._data is None and line.startswith(b"data: "):
-                self._data = line[6:]
-            else:
-                self._field(line)
 
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
@@ -198,33 +178,24 @@ class EventDecoder:
             self._more = bytearray()
 
 
-def iter_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def iter_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the lines of a byte stream as `bytes` without their ends, the unfinished last one included."""
     decoder = LineDecoder()
-    for piece in _pieces(chunks):
-        yield from decoder.feed(piece)
+    for block in blocks:
+        # A giant block is cut, so that what precedes a line that is too long goes out however the bytes come.
+        for start in range(0, len(block), MAX_LINE):
+            yield from decoder.feed(block[start:start + MAX_LINE])
     rest = decoder.rest()
     if rest is not None:
         yield rest
 
 
-def iter_events(chunks: Iterable[bytes]) -> Iterator[Event]:
+def iter_events(blocks: Iterable[bytes]) -> Iterator[Event]:
     """Yield the events of a byte stream; an unfinished last event is none.
 
     Raises `ResponseDecodeError` when a line is longer than `MAX_LINE` or an event than `MAX_EVENT`.
     """
-    decoder = EventDecoder()
-    for piece in _pieces(chunks):
-        yield from decoder.feed(piece)
-
-
-def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut giant chunks, so that what precedes a line that is too long goes out however the bytes are cut."""
-    for chunk in chunks:
-        if len(chunk) <= MAX_LINE:
-            yield chunk
-        else:
-            yield from (chunk[start:start + MAX_LINE] for start in range(0, len(chunk), MAX_LINE))
+    return EventDecoder().fold(iter_lines(blocks))
 
 
 def encode(data: str, event: Optional[str] = None) -> bytes:

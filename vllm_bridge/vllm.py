@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple, TypeVar
 
 from .api import chat
 from .api import embeddings
@@ -44,9 +44,8 @@ class VLLMProvider(BaseOpenAIProvider):
         body = given if lacking.get(name, 0) > time.monotonic() else embeddings.prepare(given)
         if body is given:
             return self._record(EmbeddingList, "embedding", given)
-        model = body.get("model")
         try:
-            reply = self._reply("embedding", body, model if isinstance(model, str) else None)
+            reply = self._reply("embedding", body, body.get("model"))
         except APIStatusError as error:
             if not embeddings.falls_back(error, body):
                 raise
@@ -85,7 +84,7 @@ class VLLMProvider(BaseOpenAIProvider):
         body.pop("stream", None)
         chat_body, context = self._to_chat(body)
         stream = self.chat_completion_stream(**chat_body)
-        return stream.converted(lambda chunks: map(ResponseEvent, iter_events(chunks, context)))
+        return stream.converted(lambda chunks: _records(iter_events(chunks, context)))
 
     def forward(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Reply:
         """Carry out an operation as the base class does, and ``responses`` too, converted where it is not native."""
@@ -194,12 +193,17 @@ class VLLMProvider(BaseOpenAIProvider):
         """Return the ids of the models at the server that answered, as far as it tells."""
         from .client.models import PATH
 
-        for key in self._caller.ring.keys:
+        for key in self._caller.fleet.keys:
             if url is not None and key.url is not None and url.startswith(key.url + "/"):
-                options = self._options.changed({"timeout": (2.0, 2.0), "trace": None})
+                options = self._options.changed(timeout=(2.0, 2.0), trace=None)
                 try:
                     reply = self._caller.get(PATH, key, options)
                     return [str(model["id"]) for model in object_of(reply.body)["data"]]
                 except (BridgeError, LookupError, TypeError):
                     return []
         return []
+
+
+def _records(events: Iterable[Any]) -> Iterator[ResponseEvent]:
+    for event in events:
+        yield ResponseEvent(event) if isinstance(event, dict) else event  # a comment, as bytes

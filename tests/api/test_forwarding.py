@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_bridge.errors import BadRequestError, BridgeError, IncompleteStreamError, ResponseDecodeError
-from vllm_bridge.api.forwarding import DONE, Frames, Tally
-from vllm_bridge.sse import Event, encode, iter_events
+from vllm_bridge.api.forwarding import DONE, Forwarding, Tally, plain
+from vllm_bridge.sse import encode, iter_events
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 STREAMS = [name for name in wire.names() if wire.load(name).streams and wire.load(name).request["path"] in PATHS]
@@ -17,20 +17,20 @@ WHOLE = [name for name in STREAMS if wire.load(name).body.endswith(DONE) and b'{
          and b'"abort"' not in wire.load(name).body]
 
 
-def forwarded(body, choices=1, usage=True, tally=None):
-    frames = Frames(choices, usage, tally or Tally())
-    out = [frame for event in iter_events([body]) if event.data != "[DONE]" for frame in frames.feed(event)]
-    return b"".join(out) + b"".join(frames.finish()), frames
+def forwarded(*blocks, choices=1, usage=True, tally=None):
+    """Return what leaves, and how the reading ended."""
+    forwarding = Forwarding(choices, usage, tally or Tally())
+    return b"".join(out for block in blocks for out in forwarding.feed(block)), forwarding
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_recorded_stream_comes_out_byte_for_byte_but_for_the_second_name_of_reasoning(name):
     transcript = wire.load(name)
-    events = [event for event in transcript.body.split(b"\n\n") if event and not event.startswith(b":")]
+    events = [event for event in transcript.body.split(b"\n\n") if event]
     tally = Tally()
     count = len({choice.get("index") for sent in transcript.payloads for choice in sent["choices"]})
-    out, frames = forwarded(transcript.body, count, tally=tally)
-    assert frames.finished and out.endswith(DONE)
+    out, forwarding = forwarded(transcript.body, choices=count, tally=tally)
+    assert forwarding.finished and forwarding.ended and out.endswith(DONE)
     after = out.split(b"\n\n")[:-1]
     assert len(after) == len(events)
     for before, now in zip(events, after):
@@ -68,27 +68,27 @@ def test_a_stream_that_fails_raises(name):
         assert not forwarded(transcript.body)[1].finished
 
 
-def plain(delta='{"content":"x"}', index=0, reason="null", rest=""):
+def chunk(delta='{"content":"x"}', index=0, reason="null", rest=""):
     return '{"id":"c","choices":[{"index":%d,"delta":%s,"finish_reason":%s}]%s}' % (index, delta, reason, rest)
 
 
-def feed(data, frames=None):
-    return b"".join((frames or Frames(1, True, Tally())).feed(Event(data=data)))
+def feed(data, forwarding=None):
+    return b"".join((forwarding or Forwarding(1, True, Tally())).feed(encode(data)))
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        plain(),
-        plain('{"content":"\\"finish_reason\\":\\"stop\\" \\"error\\" \\"usage\\""}'),
-        plain('{"content":"\u65e5\u2028\\ud83d"}'),
-        plain('{"reasoning":null}'),
-        plain('{"content":"about \\"reasoning\\" here"}'),
-        plain('{"reasoning":"a","reasoning_content":"b"}'),
-        plain("{}", reason='"stop"'),
-        plain(rest=',"error":null'),
-        plain(rest=',"usage":null'),
-        plain(rest=', "spaces" : [ 1,  2 ]'),
+        chunk(),
+        chunk('{"content":"\\"finish_reason\\":\\"stop\\" \\"error\\" \\"usage\\""}'),
+        chunk('{"content":"\u65e5\u2028\\ud83d"}'),
+        chunk('{"reasoning":null}'),
+        chunk('{"content":"about \\"reasoning\\" here"}'),
+        chunk('{"reasoning":"a","reasoning_content":"b"}'),
+        chunk("{}", reason='"stop"'),
+        chunk(rest=',"error":null'),
+        chunk(rest=',"usage":null'),
+        chunk(rest=', "spaces" : [ 1,  2 ]'),
         '{"choices":[{"index":0,"finish_reason":null},{"index":1,"finish_reason":null}]}',
         '{"choices":[],"odd":1}',
         '{"odd":1}',
@@ -117,7 +117,7 @@ def test_what_needs_no_change_is_forwarded_as_it_came(data):
 )
 @pytest.mark.parametrize("reason", ["null", '"length"'])
 def test_reasoning_gets_its_second_name(delta, sent, reason):
-    frame = feed(plain(delta, reason=reason))
+    frame = feed(chunk(delta, reason=reason))
     assert frame.startswith(b"data: {") and frame.endswith(b"}\n\n") and frame.count(b"\n") == 2
     assert json.loads(frame[6:]) == {"id": "c", "choices": [
         {"index": 0, "delta": sent, "finish_reason": json.loads(reason)}]}
@@ -133,11 +133,11 @@ def test_two_choices_with_reasoning_in_one_event():
     "data, cls",
     [
         ('{"error": {"message": "no", "type": "BadRequestError", "param": null, "code": 400}}', BadRequestError),
-        (plain(rest=',"error":{"message":"no","code":400}'), BadRequestError),
-        (plain("{}", reason='"abort"'), IncompleteStreamError),
-        (plain("{}", reason='"error"'), IncompleteStreamError),
-        (plain()[:-1], ResponseDecodeError),
-        (plain()[1:], ResponseDecodeError),
+        (chunk(rest=',"error":{"message":"no","code":400}'), BadRequestError),
+        (chunk("{}", reason='"abort"'), IncompleteStreamError),
+        (chunk("{}", reason='"error"'), IncompleteStreamError),
+        (chunk()[:-1], ResponseDecodeError),
+        (chunk()[1:], ResponseDecodeError),
         ("5", ResponseDecodeError),
         ('{"choices":5,"usage":{}}', ResponseDecodeError),
         ('{"choices":5,"error":null}', ResponseDecodeError),
@@ -154,18 +154,34 @@ def test_an_event_without_data_is_none():
     assert feed("") == b""
 
 
+def test_what_came_before_an_error_leaves_before_it_is_raised():
+    block = encode(chunk()) + encode('{"error":{"message":"no","code":400}}')
+    out = Forwarding(1, True, Tally()).feed(block)
+    assert next(out) == encode(chunk())
+    with pytest.raises(BadRequestError):
+        next(out)
+
+
+@pytest.mark.parametrize("end", ['"finish_reason":""', '"finish_reason": ""', '"stop_reason":"","finish_reason":""'])
+def test_an_empty_reason_is_no_finish_and_leaves_as_null(end):
+    data = '{"choices":[{"index":0,"delta":{"content":"a \\"finish_reason\\":\\"\\""},%s}]}'
+    forwarding = Forwarding(1, True, Tally())
+    assert feed(data % end, forwarding) == encode(data % end.replace(' ""', '""').replace('""', "null"))
+    assert not forwarding.finished
+
+
 def test_choices_end_one_by_one():
-    frames = Frames(2, True, Tally())
+    forwarding = Forwarding(2, True, Tally())
     for index, done in ((0, False), (0, False), (1, True)):
-        feed(plain("{}", index, '"stop"'), frames)
-        assert frames.finished is done
-    assert frames.partial() is None
+        feed(chunk("{}", index, '"stop"'), forwarding)
+        assert forwarding.finished is done
+    assert forwarding.partial() is None and forwarding.events == 3
 
 
 def test_usage_stays_on_chunks_that_carry_more():
     tally = Tally()
-    data = plain(rest=',"usage":{"prompt_tokens":3,"completion_tokens":1}')
-    assert feed(data, Frames(1, False, tally)) == encode(data)
+    data = chunk(rest=',"usage":{"prompt_tokens":3,"completion_tokens":1}')
+    assert feed(data, Forwarding(1, False, tally)) == encode(data)
     assert (tally.prompt_tokens, tally.completion_tokens) == (3, 1)
 
 
@@ -205,24 +221,35 @@ def test_any_event_is_forwarded_or_raises_our_own_error(data):
 # ---------------------------------------------------------------- whole blocks
 
 
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_stream_cut_anywhere_leaves_the_same(name, end):
+    body = wire.load(name).body
+    expected, _ = forwarded(body)
+    body = body.replace(b"\n", end)
+    for size in (1, 7, 100, 1000):
+        out, forwarding = forwarded(*(body[at:at + size] for at in range(0, len(body), size)))
+        assert out == expected and forwarding.ended
+
+
 @pytest.mark.parametrize("name", STREAMS)
-def test_what_passes_unread_is_what_event_by_event_would_have_forwarded(name):
+def test_what_passes_unread_is_what_event_by_event_would_have_left(name):
     body = wire.load(name).body
     for start in [0] + [at + 2 for at in range(len(body) - 2) if body[at:at + 2] == b"\n\n"][:40]:
-        end = Frames(1, True, Tally()).passes(body[start:])
+        end = plain(body[start:])
         assert 0 <= end <= len(body) - start
         block = body[start:start + end]
         if block:
-            frames = Frames(1, True, Tally())
-            assert b"".join(out for event in iter_events([block]) for out in frames.feed(event)) == block
-            assert not frames.finished
+            events = block.split(b"\n\n")[:-1]
+            out, forwarding = forwarded(*(event + b"\r\n\r\n" for event in events))
+            assert out == block and not forwarding.finished and forwarding.events == len(events)
 
 
 def test_most_of_a_stream_passes_and_its_end_does_not():
     body = wire.load("chat_stream_count").body
-    end = Frames(1, True, Tally()).passes(body)
+    end = plain(body)
     assert body[end:].count(b"\n\n") == 2  # the finish and the end mark
-    assert Frames(1, True, Tally()).passes(body[end:]) == 0
+    assert plain(body[end:]) == 0
 
 
 def line(data):
@@ -234,78 +261,67 @@ def line(data):
     [
         b"data: {\"id\":\"c\"}\n\n",
         b": keep-alive\n\n",
-        b"\n" + line(plain()),
-        b"event: x\n" + line(plain()),
-        line(plain())[:-1],
-        line(plain(reason='"stop"')),
-        line(plain(rest=',"usage":{}')),
-        line(plain(rest=',"error":null')),
-        line(plain('{"reasoning":"x"}')),
+        b"\n" + line(chunk()),
+        b"event: x\n" + line(chunk()),
+        line(chunk())[:-1],
+        line(chunk(reason='"stop"')),
+        line(chunk(rest=',"usage":{}')),
+        line(chunk(rest=',"error":null')),
+        line(chunk('{"reasoning":"x"}')),
         line('{"choices":[{"index":0,"finish_reason":null},{"index":1,"finish_reason":null}]}'),
         b'data: {"detail":"x"}\n\n',
         b'data: {"choices":[]}\n\n',
         b"data: [DONE]\n\n",
         b'data: ["finish_reason":null,"choices":[{}]]\n\n',
-        line(plain())[1:],
+        line(chunk())[1:],
     ],
 )
 def test_what_needs_a_look_does_not_pass(event):
-    frames = Frames(1, True, Tally())
-    assert frames.passes(event) == 0
-    both = line(plain()) + event
-    assert frames.passes(both) in (0, len(line(plain())))
+    assert plain(event) == 0
+    both = line(chunk()) + event
+    assert plain(both) in (0, len(line(chunk())))
 
 
 @pytest.mark.parametrize("text", ['\\"usage\\"', "data: {", "\\n\\n", '\\"error\\"', '\\"finish_reason\\":null', "é"])
 def test_what_a_text_says_does_not_stop_it(text):
-    block = line(plain('{"content":"%s"}' % text)) * 3
-    assert Frames(1, True, Tally()).passes(block) == len(block)
-    assert Frames(1, True, Tally()).passes(block + block[:50]) == len(block)
-
-
-def test_an_event_like_the_one_before_passes_by_what_stands_around_its_text():
-    frames = Frames(1, True, Tally())
-    assert frames.passes(line(plain('{"content":"one"}'))) and frames._before
-    for text in ("two", "", "ä", " ", "{}", "a:b", "x" * 1000):
-        block = line(plain('{"content":"%s"}' % text))
-        assert frames.passes(block) == len(block)
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        plain('{"content":"one"}', reason='"stop"'),
-        plain('{"content":"one"}', rest=',"error":{"message":"no"}'),
-        plain('{"content":"one"}', rest=',"usage":{"prompt_tokens":1}'),
-        plain('{"content":"one","reasoning":"two"}'),
-        plain('{"content":"one"},"finish_reason":"stop","logprobs":{"a":"b"}'),
-        plain('{"content":"\n\ndata: {"}'),
-    ],
-)
-def test_an_event_that_only_begins_like_the_one_before_is_looked_at(event):
-    frames, new = Frames(1, True, Tally()), Frames(1, True, Tally())
-    assert frames.passes(line(plain('{"content":"one"}')))
-    assert frames.passes(line(event)) == new.passes(line(event)) == 0
-
-
-@pytest.mark.parametrize("texts", [
-    ["one", "two", "three", "four"], ["one", "", "", "four"], ["one", '\\"two\\"', "three"],
-    ["one", "two", 'th\\"ree', "four", "five"],
-    ['\\"one', "two", "three", "four"], ["\\\\", "two", "three"], ["one", "two", "x\\n"],
-])
-@pytest.mark.parametrize("role", [b"", line(plain('{"role":"assistant","content":""}', rest=',"prompt":null'))])
-@pytest.mark.parametrize("end", [b"", line(plain("{}", reason='"stop"')), line(plain('{"reasoning":"x"}')), b"data: {"])
-def test_a_burst_passes_up_to_what_needs_a_look(texts, role, end):
-    burst = role + b"".join(line(plain('{"content":"%s"}' % text)) for text in texts)
-    frames = Frames(1, True, Tally())
-    assert frames.passes(burst + end) == len(burst)
-    assert frames.passes(burst + end) == len(burst)
+    block = line(chunk('{"content":"%s"}' % text)) * 3
+    assert plain(block) == len(block)
+    assert plain(block + block[:50]) == len(block)
 
 
 @pytest.mark.parametrize("odd", [
-    plain('{"content":"x"}', reason='"stop"'), plain('{"reasoning":"x"}'), plain('{"content":"x"}', rest=',"usage":{}'),
-    '{"error":{"message":"no"}}', "[DONE]", '{"id":"c","choices":[]}',
+    chunk('{"content":"x"}', reason='"stop"'), chunk('{"reasoning":"x"}'), chunk('{"content":"x"}', rest=',"usage":{}'),
+    '{"error":{"message":"no"}}', "[DONE]",
 ])
 def test_a_burst_passes_no_further_than_the_first_that_needs_a_look(odd):
-    before = b"".join(line(plain('{"content":"%d"}' % number)) for number in range(9))
-    assert Frames(1, True, Tally()).passes(before + line(odd) + before) == len(before)
+    before = b"".join(line(chunk('{"content":"%d"}' % number)) for number in range(9))
+    assert plain(before + line(odd) + before) == len(before)
+
+
+@pytest.mark.parametrize("comment", [b": keep-alive\n\n", b":\n\n", b":a\n:b\n\n"])
+def test_comments_pass(comment):
+    told = comment.replace(b"\n:b", b"\n\n:b")
+    event = line(chunk())
+    assert forwarded(comment, event, comment + event, event + comment)[0] == (told + event) * 2 + event + told
+    assert forwarded(comment)[1].events == 0
+    inside = b"data: {\n" + comment.rstrip(b"\n") + b"\ndata: }\n\n"
+    assert forwarded(inside)[0] == told + b"data: {\ndata: }\n\n"
+
+
+def test_a_comment_need_not_wait_for_its_blank_line():
+    out = Forwarding(1, True, Tally())
+    assert list(out.feed(b": a\n")) == [b": a\n\n"]
+    assert b"".join(out.feed(b"\n")) == b""
+    assert list(out.feed(line(chunk()))) == [line(chunk())]
+
+
+def test_nothing_follows_the_end_mark():
+    out, forwarding = forwarded(line(chunk()) + b"data:  [DONE] \n\n" + line(chunk()))
+    assert out == line(chunk()) + DONE and forwarding.ended
+
+
+def test_an_event_without_end_is_not_kept_for_ever():
+    forwarding = Forwarding(1, True, Tally())
+    with pytest.raises(ResponseDecodeError, match="an event of the stream is longer than 41943040 bytes"):
+        for _ in range(50):
+            assert list(forwarding.feed(b"x" * 1000000)) == []

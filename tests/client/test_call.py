@@ -21,7 +21,7 @@ from vllm_bridge import (
     Trace,
     VLLMProvider,
 )
-from vllm_bridge.client.call import Options
+from vllm_bridge.client.options import Options
 from vllm_bridge.echo import EchoServer
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -53,7 +53,7 @@ def status(number, headers="", body=None):
 
 # ---------------------------------------------------------------- tried again
 
-@pytest.mark.parametrize("number", [429, 502, 503, 504])
+@pytest.mark.parametrize("number", [429, 502, 503])
 @pytest.mark.parametrize("inside", [False, True], ids=["status", "inside a 200"])
 def test_what_a_busy_server_answers_is_tried_again(number, inside):
     first = answer({"error": {"message": "busy", "code": number}}) if inside else status(number)
@@ -63,7 +63,7 @@ def test_what_a_busy_server_answers_is_tried_again(number, inside):
         assert len(server.requests) == trace.attempts == 2
 
 
-@pytest.mark.parametrize("number", [400, 401, 403, 404, 409, 422, 500, 501])
+@pytest.mark.parametrize("number", [400, 401, 403, 404, 409, 422, 500, 501, 504])
 def test_what_another_try_cannot_change_is_not_tried_again(number):
     with Scripted(["request", status(number)] + GOOD) as server, provider_for(server.url) as provider:
         with pytest.raises(APIStatusError) as caught:
@@ -164,6 +164,51 @@ def test_two_keys_of_one_dead_server_are_not_tried_in_a_hurry():
         with pytest.raises(APIConnectionError, match="cannot connect"):
             text_of(provider)
         assert time.monotonic() - start >= 0.2, "the other key leads to the same server"
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["status", "inside a 200"])
+def test_who_says_504_is_never_asked_again_and_another_server_once(inside):
+    late = answer({"error": {"message": "late", "code": 504}}) if inside else status(504)
+    with Scripted(["request", late, "again"]) as one, Scripted(["request", late, "again"]) as two:
+        with provider_for(one.url, two.url, one.url, max_retries=9) as provider:
+            with pytest.raises(InternalServerError, match="no|late"):
+                text_of(provider)
+        assert (len(one.requests), len(two.requests)) == (1, 1)
+    busy = ["request", status(429)] + ["request", status(503)] + GOOD
+    with Scripted(["request", late, "again"]) as one, Scripted(busy) as two:
+        with provider_for(one.url, two.url, max_retries=9) as provider:
+            for _ in range(6):
+                assert text_of(provider) == "good"
+        assert len(one.requests) <= 6, "no call came back to it"
+
+
+@pytest.mark.parametrize("number", [429, 503])
+@pytest.mark.parametrize("retries", [0, 1, 2, 3])
+def test_beside_a_server_that_is_down_the_answer_of_the_other_counts(number, retries):
+    busy = status(number, "Retry-After: 70\r\n")
+    with Scripted(["request", busy, "again"]) as server:
+        with provider_for(nobody(), server.url, max_retries=retries) as provider:
+            seen = set()
+            for _ in range(8):
+                start = time.monotonic()
+                with pytest.raises((APIStatusError, APIConnectionError)) as caught:
+                    text_of(provider)
+                assert time.monotonic() - start < 15
+                seen.add((caught.value.status_code, caught.value.retry_after))
+            assert (number, 70.0) in seen
+            assert retries == 0 or seen == {(number, 70.0)}
+
+
+def test_the_second_round_over_two_busy_keys_goes_to_the_other_key_before_it_waits():
+    busy = ["request", status(429), "again"]
+    with Scripted(busy) as one, Scripted(busy) as two:
+        with provider_for(one.url, two.url, max_retries=3, retry_backoff_initial_ms=300) as provider:
+            start = time.monotonic()
+            with pytest.raises(RateLimitError):
+                text_of(provider)
+            took = time.monotonic() - start
+        assert (len(one.requests), len(two.requests)) == (2, 2), "each round asks both"
+        assert took >= 0.2, "between the rounds there is a pause"
 
 
 def test_a_pinned_key_is_kept_to():
@@ -365,7 +410,7 @@ def test_a_timeout_of_none_waits():
 
 def test_one_certain_server_is_asked_once():
     with Scripted(["request", ("sleep", 5)]) as server, provider_for(server.url) as provider:
-        options = provider._options.changed({"deadline": 0.2})
+        options = provider._options.changed(deadline=0.2)
         with pytest.raises(APITimeoutError):
-            provider._caller.get("/v1/models", provider._caller.ring.keys[0], options)
+            provider._caller.get("/v1/models", provider._caller.fleet.keys[0], options)
         assert len(server.requests) <= 1

@@ -8,7 +8,7 @@ import pytest
 
 from vllm_bridge.config.settings import Key
 from vllm_bridge.errors import BadRequestError, ConfigError
-from vllm_bridge.client.fleet import KeyRing
+from vllm_bridge.client.fleet import Fleet
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 
 
 def ring(*keys, clock=None, seed=7):
-    return KeyRing(keys, clock=clock or Clock(), random=random.Random(seed).random)
+    return Fleet(keys, clock=clock or Clock(), random=random.Random(seed).random)
 
 
 A = Key("a", id="id-a", name="a", url="http://a")
@@ -48,7 +48,7 @@ def test_a_small_weight_is_not_none():
 
 
 def test_a_random_that_gives_one_stays_among_the_weighted():
-    keys = KeyRing((A, B, Key("z", weight=0)), random=lambda: 1.0)
+    keys = Fleet((A, B, Key("z", weight=0)), random=lambda: 1.0)
     assert keys.select("m") == B
 
 
@@ -102,7 +102,7 @@ def test_no_key_names_what_there_is():
     with pytest.raises(BadRequestError, match="model: expected a string, got dict"):
         ring(A).select({})
     with pytest.raises(ConfigError, match="keys: "):
-        KeyRing(())
+        Fleet(())
 
 
 def test_a_key_is_pinned_by_id_before_name():
@@ -121,10 +121,10 @@ def test_tried_keys_come_last():
 
 def test_aliases_stand_for_real_names():
     key = Key("k", aliases={"Fast": "Qwen/Qwen3-8B"})
-    assert KeyRing.resolve_alias(key, "Fast") == "Qwen/Qwen3-8B"
-    assert KeyRing.resolve_alias(key, "fAST") == "Qwen/Qwen3-8B"
-    assert KeyRing.resolve_alias(key, "slow") == "slow"
-    assert KeyRing.resolve_alias(A, "slow") == "slow"
+    assert Fleet.resolve_alias(key, "Fast") == "Qwen/Qwen3-8B"
+    assert Fleet.resolve_alias(key, "fAST") == "Qwen/Qwen3-8B"
+    assert Fleet.resolve_alias(key, "slow") == "slow"
+    assert Fleet.resolve_alias(A, "slow") == "slow"
 
 
 def test_a_dead_server_is_avoided_then_probed_once():
@@ -195,7 +195,7 @@ def test_keys_of_one_server_cool_off_together():
 
 
 def test_threads_share_a_ring():
-    keys = KeyRing((A, B))
+    keys = Fleet((A, B))
     broken = []
 
     def work(number):

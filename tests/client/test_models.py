@@ -97,7 +97,7 @@ def test_a_key_lists_what_it_lets_through(settings, expected):
             assert [model.id for model in listed.data] == expected
             for model in listed.data:
                 # What is listed can be asked for: the same rules choose the key of a call.
-                assert provider._caller.ring.select(model.id)
+                assert provider._caller.fleet.select(model.id)
                 assert model.get("alias", model.id) in ("A", "b", "c")
                 assert model.root == "/r/" + model.get("alias", model.id)
 

@@ -11,7 +11,6 @@ from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk
 from vllm_bridge import (
     APIConnectionError,
     APITimeoutError,
-    BadRequestError,
     Cancellation,
     NetworkConfig,
     NotFoundError,
@@ -36,7 +35,7 @@ def transport(request):
 
 def call_to(server, timeout=(5, 20), **settings):
     headers = {"X-Request-Id": "r1", "Authorization": "Bearer " + SECRET}
-    return Call("POST", server.url + "/x", headers, b"{}", timeout, secret=SECRET, **settings)
+    return Call("POST", server.url + "/x", headers, b"{}", timeout, secrets=(SECRET,), **settings)
 
 
 def test_neither_a_call_nor_a_reply_shows_its_headers(transport):
@@ -122,23 +121,9 @@ def test_an_error_says_how_long_to_wait(transport, header, seconds):
     assert caught.value.retry_after == seconds
 
 
-@pytest.mark.parametrize("body, content_type, expected", [
-    (b'{"error": {"message": "no", "code": 400}}', "application/json", BadRequestError),
-    (b'{"choices": []}', "application/json", ResponseDecodeError),
-    (b"hello", "text/plain", ResponseDecodeError),
-    (b"", "text/html", ResponseDecodeError),
-])
-def test_what_is_no_event_stream(transport, body, content_type, expected):
-    with Scripted(["request", answer(body, content_type=content_type)]) as server:
-        open_reply = transport.open(call_to(server))
-        with pytest.raises(expected) as caught:
-            open_reply.check_event_stream()
-    if expected is ResponseDecodeError:
-        assert content_type in caught.value.message and "text/event-stream" in caught.value.message
-
-
 def test_an_error_of_converting_a_reply_tells_where_it_is_from():
-    complete = Reply(200, {}, b"", "http://x/v1", "r9", SECRET)
+    call = Call("POST", "http://x/v1", {}, b"", (None, None), secrets=(SECRET,))
+    complete = Reply(200, {}, b"", "http://x/v1", "r9", call)
 
     def convert():
         raise ResponseDecodeError("it says " + SECRET)

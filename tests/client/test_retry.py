@@ -24,7 +24,8 @@ def policy(**changes):
         (errors.RateLimitError("busy", status_code=429), True, True),
         (errors.InternalServerError("gateway", status_code=502), True, True),
         (errors.InternalServerError("stopping", status_code=503), True, True),
-        (errors.InternalServerError("late", status_code=504), True, True),
+        (errors.InternalServerError("still working", status_code=504), False, True),
+        (errors.APIConnectionError("handshake", code="tls_error"), False, True),
         (errors.error_from_payload({"error": {"message": "full", "code": 503}}), True, True),  # inside a 200
         (errors.error_from_payload({"error": {"message": "bug", "code": 500}}), False, True),
         (errors.InternalServerError("bug", status_code=500), False, True),

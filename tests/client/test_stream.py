@@ -1,6 +1,7 @@
 """A stream: its limits, its ends, and who may close it, over scripted sources and, for closing, real sockets."""
 
-import json
+import copy
+import pickle
 import threading
 import time
 
@@ -14,13 +15,15 @@ from vllm_bridge import (
     IncompleteStreamError,
     NetworkConfig,
     ProviderConfig,
+    RateLimitError,
     RequestCancelledError,
     ResponseDecodeError,
     Stream,
     VLLMProvider,
 )
-from vllm_bridge.api.forwarding import Frames, Tally
-from vllm_bridge.client.stream import GRACE, Limits
+from vllm_bridge.api.decoding import Tally
+from vllm_bridge.api.forwarding import Forwarding
+from vllm_bridge.client.stream import GRACE, KEEP_ALIVE, Limits, Progress, items_of
 
 ASK = {"model": "m", "messages": []}
 ENDLESS = ["request", SSE_HEAD, ("repeat", event(delta("x")), 0.01)]
@@ -33,7 +36,8 @@ class Bytes:
     url = "http://test"
     request_id = "r1"
 
-    def __init__(self, *blocks):
+    def __init__(self, *blocks, kind="text/event-stream"):
+        self.headers = {"content-type": kind}
         self.blocks = list(blocks)
         self.timeout = None
         self.timeouts = []
@@ -55,9 +59,6 @@ class Bytes:
 
     def close(self):
         self.ended.append("close")
-
-    def tell(self, error):
-        error.url = self.url
 
 
 class Words:
@@ -81,9 +82,14 @@ class Words:
         return list(self.seen)
 
 
-def stream_of(*blocks, **limits):
-    source = Bytes(*blocks)
-    return source, Stream.over(source, Words(), Limits(limits.get("first", 9), limits.get("idle", 5)))
+def told(error):
+    error.url = Bytes.url
+
+
+def stream_of(*blocks, first=9, idle=5, keep_alive=None, reader=None, **source):
+    source, progress = Bytes(*blocks, **source), Progress()
+    items = items_of(source, reader or Words(), Limits(first, idle, keep_alive), progress, told)
+    return source, Stream(progress, items)
 
 
 def data(*words):
@@ -189,7 +195,10 @@ def test_comments_and_unfinished_events_do_not_prolong_the_wait(monkeypatch):
 
     monkeypatch.setattr("vllm_bridge.client.stream.time.monotonic", later)
     with pytest.raises(APITimeoutError, match="no first event came for 9 s"):
-        stream_of(*[b": still here\n\n"] * 50)
+        stream_of(*[b"event: still-here\n"] * 50)
+    _, stream = stream_of(data("a"), *[b": still here\n\n"] * 50)
+    with pytest.raises(APITimeoutError, match="no event came for 5 s"):
+        list(stream)
     source, stream = stream_of(data("a"), *[b"data: drip"] * 50)
     with pytest.raises(APITimeoutError, match="no event came for 5 s"):
         list(stream)
@@ -197,6 +206,70 @@ def test_comments_and_unfinished_events_do_not_prolong_the_wait(monkeypatch):
     assert sorted(source.timeouts[1:], reverse=True) == source.timeouts[1:], "what is left of the wait"
     _, stream = stream_of(data("end"), *[b": still here\n\n"] * 50)
     assert list(stream) == ["end", "held back"]
+
+
+@pytest.mark.parametrize("comment", [b": keep-alive\n\n", b":\n\n", b": a\r\n\r\n", b":x\n", b":\n:y\n"])
+@pytest.mark.parametrize("reader", [Words, lambda: Forwarding(1, True, Tally())])
+def test_before_the_first_event_a_comment_is_a_sign_of_life(monkeypatch, comment, reader):
+    clock = [100.0]
+
+    def later():
+        clock[0] += 1.0
+        return clock[0]
+
+    monkeypatch.setattr("vllm_bridge.client.stream.time.monotonic", later)
+    last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    source, stream = stream_of(*[comment] * 50, last, reader=reader())
+    assert any(b"choices" in item if isinstance(item, bytes) else "choices" in item for item in stream)
+
+
+def test_comments_are_items_where_they_are_wanted():
+    comment, other = b": keep-alive\n\n", b":\r\n\r\n"
+    source, stream = stream_of(comment, other, data("a"), comment + data("b") + comment, data("end"), keep_alive=0)
+    assert list(stream) == [comment, b":\n\n", "a", comment, "b", comment, "end", "held back"]
+    source, stream = stream_of(comment, data("a"), comment, data("end"))
+    assert list(stream) == ["a", "end", "held back"]
+
+
+def test_after_a_silence_comes_a_comment_of_our_own_between_two_events_only():
+    silence = APITimeoutError("nothing for 2 s (read timeout)")
+    blocks = [silence, silence, data("a"), silence, b"data: e", silence]
+    source, stream = stream_of(*blocks, first=9, idle=5, keep_alive=2)
+    assert [next(stream) for _ in range(4)] == [KEEP_ALIVE, KEEP_ALIVE, "a", KEEP_ALIVE]
+    with pytest.raises(APITimeoutError, match="no event came for 5 s"):
+        next(stream)
+    assert {seconds for seconds in source.timeouts if seconds <= 2} == {2}
+
+
+def test_our_own_comments_do_not_prolong_the_wait(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("vllm_bridge.client.stream.time.monotonic", lambda: clock[0])
+    source = Bytes()
+
+    def read():
+        clock[0] += source.timeouts[-1]
+        raise APITimeoutError("silence")
+
+    source.read = read
+    progress = Progress()
+    items = items_of(source, Words(), Limits(9, 5, 2), progress, told)
+    assert [next(items) for _ in range(4)] == [KEEP_ALIVE] * 4
+    with pytest.raises(APITimeoutError, match="no first event came for 9 s"):
+        next(items)
+    assert clock[0] == 109.0 and not progress.begun
+
+
+@pytest.mark.parametrize("mark", ["[DONE]", " [DONE]", "[DONE]  ", "\t[DONE] "])
+@pytest.mark.parametrize("reader", [Words, lambda: Forwarding(1, True, Tally())])
+def test_the_end_mark_may_have_spaces_around_it(mark, reader):
+    source, stream = stream_of(data("{}", mark, "after"), data("never read"), reader=reader())
+    assert list(stream)[-1] in ("held back", b"data: {}\n\ndata: [DONE]\n\n")
+    assert source.ended == ["finish", "close"]
+
+
+def test_line_ends_in_three_blocks():
+    source, stream = stream_of(b"data: a\r", b"\n", b"\n", b"data: end\r", b"\n", b"\n")
+    assert list(stream) == ["a", "end", "held back"]
 
 
 def test_without_a_limit_comments_may_go_on(monkeypatch):
@@ -213,7 +286,46 @@ def test_the_time_that_the_caller_takes_is_no_silence_of_the_server(monkeypatch)
     assert list(stream) == ["end", "held back"]
 
 
+# ---------------------------------------------------------------- what is no event stream
+
+@pytest.mark.parametrize("kind", ["", "text/event-stream", "text/event-stream; charset=utf-8", "TEXT/Event-Stream;x=y"])
+def test_what_is_taken_for_an_event_stream(kind):
+    assert list(stream_of(data("end"), kind=kind)[1]) == ["end", "held back"]
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "text/plain; charset=utf-8", "text/event-streams", "a/b"])
+def test_another_type_is_refused_at_once_and_named(kind):
+    source = Bytes(*[data("more")] * 10 ** 6, kind=kind)
+    with pytest.raises(ResponseDecodeError, match="with " + kind) as caught:
+        list(items_of(source, Words(), Limits(9, 5), Progress(), told))
+    assert caught.value.url == "http://test" and "more" in caught.value.message
+    assert source.ended == ["finish", "close"] and max(source.timeouts) <= 0.2
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/problem+json", "text/plain", "text/html", ""])
+def test_an_error_under_another_type_is_raised(kind):
+    with pytest.raises(RateLimitError, match="too many"):
+        stream_of(b'{"error":{"message":"too ', b'many","code":429}}', kind=kind)
+
+
+def test_what_is_read_of_a_json_body_has_its_bounds():
+    source = Bytes(b"[", *[b" " * 65536] * 100, kind="application/json")
+    with pytest.raises(ResponseDecodeError, match="application/json"):
+        list(items_of(source, Words(), Limits(9, 5), Progress(), told))
+    assert len(source.blocks) > 80 and max(source.timeouts) <= 5
+    with pytest.raises(APITimeoutError, match="total"):
+        stream_of(b"{", APITimeoutError("total", code="deadline"), kind="application/json")
+    with pytest.raises(ResponseDecodeError, match="instead of text/event-stream: {"):
+        stream_of(b"{", APIConnectionError("reset"), kind="application/json")
+
+
 # ---------------------------------------------------------------- closing
+
+def test_a_stream_is_not_pickled():
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="^a Stream cannot be pickled or copied: it reads from an open connection$"):
+            copied(stream_of(data("end"))[1])
+
 
 def test_closing_ends_the_items():
     source, stream = stream_of(data("a", "b"), data("end"))
@@ -362,27 +474,3 @@ def test_a_read_stream_leaves_nothing_to_close(lean):
         stream.close()
         assert list(provider.chat_completion_stream(**ASK))
         assert server.connections == 1
-
-
-def test_what_came_while_the_caller_was_busy_is_no_silence():
-    """The pump's caller waits for its client with events unread: they count when they are read."""
-    def line(text):
-        return ("data: %s\n\n" % json.dumps(delta(text), separators=(",", ":"))).encode()
-
-    class Asked(Bytes):
-        arrived_blocks = [line("two")]
-
-        def fileno(self):
-            return 7
-
-        def arrived(self):
-            return self.arrived_blocks.pop(0) if self.arrived_blocks else None
-
-    source = Asked(line("one"), line("one"), line("three"))
-    stream = Stream.over(source, Frames(1, True, Tally()), Limits(9, 0.05))
-    assert [next(stream), next(stream)] == [line("one")] * 2
-    assert stream.passing.fileno() == 7 and stream.passing.arrived() == line("two")
-    time.sleep(0.1)  # longer than the limit
-    assert next(stream) == line("three")
-    assert 0 < source.timeouts[-1] <= 0.05
-    stream.close()

@@ -1,204 +1,184 @@
 """One operation carried out: a key chosen, the request sent, and sent again elsewhere where that is safe."""
 
 import random
+import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Optional, Tuple, TypeVar, Union
+from itertools import chain
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    Generator,
+    Iterator,
+    Optional,
+    TypeVar,
+    Union,
+)
 
-from ..api.decoding import Tally
+from ..api.body import Written, decode, replaced, to_json
+from ..api.forwarding import Forwarding
+from ..config.redaction import Redaction
 from ..config.settings import Key, NetworkConfig, ProviderConfig
 from ..errors import BridgeError, payload_error
-from .fleet import KeyRing
-from ..config.redaction import mask
-from .reply import Call, Cancellation, Reply
-from .retry import CONNECTION_NOT_MADE, RetryPolicy, parse_retry_after
-from .stream import Reader, Stream
-from .session import Transport
 from ..version import USER_AGENT
-from ..api.body import Written, decode, to_json
+from .fleet import Fleet
+from .options import Options, Trace, joined
+from .reply import Call, OpenReply, Reply, told
+from .retry import RetryPolicy, never_sent, parse_retry_after, still_working
+from .session import Transport
+from .stream import KEEP_ALIVE, Limits, Progress, Reader, Stream, items_of
 
 if TYPE_CHECKING:
     from ..http1.multipart import MultipartBody
 
-__all__ = ["Caller", "Options", "Trace"]
+__all__ = ["Caller"]
 
 _REQUEST_ID = "X-Request-Id"
-_KNOWN = {"x-request-id": _REQUEST_ID, "host": "Host"}
+_MOMENT = 0.05  # seconds between two looks at who may break a pause off
 
 T = TypeVar("T")
 Wire = Union[Dict[str, Any], "MultipartBody", None]
-
-
-class Trace(Tally):
-    """What became of a call: filled in while it runs, for whoever logs or counts."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.attempts = 0
-        self.key: Optional[Key] = None
-        self.request_id: Optional[str] = None
-
-    @property
-    def server(self) -> Optional[str]:
-        """The URL of the server that was asked last."""
-        return None if self.key is None else self.key.url
-
-
-class Options:
-    """Settings of a call that are no wire fields. Times are in seconds; `deadline` is the total time.
-
-    They are not changed once they are made: `changed` returns others.
-    """
-
-    deadline: Optional[float] = None
-    cancel: Optional[Cancellation] = None
-    trace: Optional[Trace] = None
-    key_id: Optional[str] = None
-    key_name: Optional[str] = None
-
-    def __init__(
-        self,
-        timeout: Tuple[Optional[float], Optional[float]],
-        headers: Dict[str, str],
-        max_retries: int,
-        stream_idle_timeout: Optional[float],
-    ) -> None:
-        self.timeout = timeout
-        self.headers = headers
-        self.max_retries = max_retries
-        self.stream_idle_timeout = stream_idle_timeout
-
-    def changed(self, changes: Dict[str, Any]) -> "Options":
-        """Return these settings with some others in their place."""
-        other = object.__new__(Options)
-        other.__dict__.update(self.__dict__)
-        other.__dict__.update(changes)
-        return other
-
-    def __repr__(self) -> str:
-        return "Options(timeout=%r, max_retries=%r)" % (self.timeout, self.max_retries)  # the headers may hold a key
 
 
 class Caller:
     """Carries operations to the servers of one provider; shared by all its ``with_options`` copies."""
 
     def __init__(self, config: ProviderConfig) -> None:
-        network = config.network_config
-        self.network: NetworkConfig = network
+        self.network: NetworkConfig = config.network_config
         self.lacks_responses = False  # set when a server turned out to have no route for them
         self.lacks_base64: Dict[str, float] = {}  # until when, by model, since a server refused to send such vectors
-        self.ring = KeyRing(config.resolved_keys())
-        self.transport = Transport(network, config.proxy_config)
-        self._headers: Dict[Key, Dict[str, str]] = {key: self._headers_for(key) for key in self.ring.keys}
-        self._json_headers = {
-            key: {**headers, "Content-Type": "application/json"} for key, headers in self._headers.items()
-        }
+        self.fleet = Fleet(config.resolved_keys())
+        self.transport = Transport(self.network, config.proxy_config)
+        self._secrets = Redaction(config).secrets
+        self._headers: Dict[Key, Dict[str, str]] = {key: self._headers_for(key) for key in self.fleet.keys}
 
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
-
-        send = self.transport.send
-
-        def attempt(key: Key, deadline: Optional[float]) -> Reply:
-            reply = send(self._call(method, path, wire, model, key, options, deadline))
-            # vLLM's JSON never spaces or escapes a key, and an error's object begins with it (WIRE.md §3).
-            body = reply.body if len(reply.body) < 65536 else reply.body[:1024]
-            if b'"error"' in body or b'"detail"' in body:
-                self._check(reply)
-            return reply
-
-        return self._attempts(attempt, model, options)
+        reply = _result(self._attempts(self._complete, method, path, wire, model, options))
+        _note(options.trace, reply)
+        return reply
 
     def stream(
-        self, path: str, wire: Wire, model: Optional[str], options: Options, reader: Callable[[], Reader[T]]
+        self,
+        path: str,
+        wire: Wire,
+        model: Optional[str],
+        options: Options,
+        reader: Callable[[], Union[Reader[T], Forwarding]],
     ) -> Stream[T]:
-        """Return the reply as a stream; `reader` makes the stream's meaning anew for each attempt."""
+        """Return the reply as a stream; `reader` makes the stream's meaning anew for each attempt.
 
-        def attempt(key: Key, deadline: Optional[float]) -> Stream[T]:
-            call = self._call("POST", path, wire, model, key, options, deadline, streams=True)
-            return self.transport.stream(call, reader(), options.stream_idle_timeout)
+        With a ``keep_alive_interval`` it is returned with its first comment, and further attempts are made while it
+        is iterated; without one its first event is there.
+        """
+        progress = Progress()
+        limits = Limits(options.timeout[1], options.stream_idle_timeout, options.keep_alive_interval)
 
-        return self._attempts(attempt, model, options)
+        def begin(call: Call) -> Generator[bytes, None, Iterator[T]]:
+            reply = yield from _opened(self.transport.open, call, options.keep_alive_interval)
+            _note(options.trace, reply)
+            items = items_of(reply, reader(), limits, progress, lambda error: told(error, call, reply.request_id))
+            for item in items:
+                if progress.begun:
+                    return chain((item,), items)
+                yield item
+            return iter(())
+
+        attempts = self._attempts(begin, "POST", path, wire, model, options, True)
+        return Stream(progress, _items(attempts, options, progress))
 
     def get(self, path: str, key: Key, options: Options) -> Reply:
         """Ask one certain server, once."""
         deadline = None if options.deadline is None else time.monotonic() + options.deadline
+        call = self._call(key, deadline, "GET", path, None, None, options)
+        trace = options.trace
+        if trace is not None:
+            trace.attempts += 1
+            trace.key, trace.request_id = key, call.request_id
         try:
-            reply = self.transport.send(self._call("GET", path, None, None, key, options, deadline))
-            self._check(reply)
+            reply = _checked(self.transport.send(call))
+            _note(trace, reply)
+            return reply
         except BridgeError as error:
-            mask(error, (key.value,))
+            told(error, call)
             raise
-        return reply
 
-    def _attempts(self, attempt: Callable[[Key, Optional[float]], T], model: Optional[str], options: Options) -> T:
-        network, ring, trace = self.network, self.ring, options.trace
-        deadline = None if options.deadline is None else time.monotonic() + options.deadline
-        tried: FrozenSet[Key] = frozenset()
-        retries = 0
-        while True:
-            key = ring.select(model, tried, options.key_id, options.key_name)
-            if trace is not None:
-                trace.attempts += 1
-                trace.key = key
-            try:
-                result = attempt(key, deadline)
-            except BridgeError as error:
-                mask(error, (key.value,))
-                tried = tried | {key}
-                if error.code == CONNECTION_NOT_MADE:
-                    ring.failed(key)
-                    tried |= {other for other in ring.keys if other.url == key.url}  # no other way to go
-                elif error.status_code is not None:
-                    ring.succeeded(key)
-                other = not (options.key_id or options.key_name) and ring.other_left(model, tried)
-                policy = RetryPolicy(
-                    options.max_retries, network.retry_backoff_initial_ms, network.retry_backoff_max_ms
-                )
-                wait = error.retry_after
-                if not policy.should_retry(error, attempt=retries, other_key_left=other, retry_after=wait):
-                    raise
-                pause = policy.delay(retries, wait, other_key_left=other)
-                if deadline is not None and time.monotonic() + pause >= deadline:
-                    raise
-                _sleep(pause, options.cancel)
-                if not other:
-                    tried = frozenset()
-                retries += 1
-            else:
-                ring.succeeded(key)
-                return result
+    def _complete(self, call: Call) -> Generator[bytes, None, Reply]:
+        yield from ()  # nobody is told anything while a whole reply is waited for
+        return _checked(self.transport.send(call))
 
-    def _call(
+    def _attempts(
         self,
+        begin: Callable[[Call], Generator[bytes, None, T]],
         method: str,
         path: str,
         wire: Wire,
         model: Optional[str],
-        key: Key,
         options: Options,
+        streams: bool = False,
+    ) -> Generator[bytes, None, T]:
+        """Make attempts until one gives a result, which is returned; yield the comments that come meanwhile."""
+        fleet, trace = self.fleet, options.trace
+        deadline = None if options.deadline is None else time.monotonic() + options.deadline
+        attempts: Optional[_Attempts] = None
+        tried: FrozenSet[Key] = frozenset()
+        while True:
+            key = fleet.select(model, tried, options.key_id, options.key_name)
+            call = self._call(key, deadline, method, path, wire, model, options, streams)
+            if trace is not None:
+                trace.attempts += 1
+                trace.key = key
+                trace.request_id = call.request_id
+            try:
+                result = yield from begin(call)
+            except BridgeError as error:
+                if attempts is None:
+                    attempts = _Attempts(self.network, fleet, model, options)
+                told(error, call)
+                if trace is not None:
+                    trace.status = error.status_code
+                pause = attempts.failed(key, error)
+                if pause is None or (deadline is not None and time.monotonic() + pause >= deadline):
+                    raise attempts.failure(error)
+                tried = attempts.tried
+            else:
+                fleet.succeeded(key)
+                return result
+            yield from _paused(pause, options)
+
+    def _call(
+        self,
+        key: Key,
         deadline: Optional[float],
+        method: str,
+        path: str,
+        wire: Wire,
+        model: Optional[str],
+        options: Options,
         streams: bool = False,
     ) -> Call:
         body: Any = wire
-        if isinstance(wire, dict):
-            headers = self._json_headers[key].copy()
-            body = to_json(wire) if model is None or not key.aliases else _aliased(wire, model, key)
-        else:
-            headers = self._headers[key].copy()
-            if wire is not None:
-                headers["Content-Type"] = wire.content_type
+        headers = self._headers[key].copy()
+        if wire is not None:
+            name = None if model is None or not key.aliases else Fleet.resolve_alias(key, model)
+            if isinstance(wire, dict):
+                headers["Content-Type"] = "application/json"
+                body = to_json(wire) if name is None else _renamed(wire, name)
+            else:
+                body = wire if name is None else wire.with_field("model", name)
+                headers["Content-Type"] = body.content_type
         if streams:
             headers["Accept"] = "text/event-stream"
             headers["Cache-Control"] = "no-cache"
         if options.headers:
-            headers = _overridden(headers, options.headers)
+            headers = joined(headers, options.headers)
         if _REQUEST_ID not in headers:
             headers[_REQUEST_ID] = "%032x" % random.getrandbits(128)
-        if options.trace is not None:
-            options.trace.request_id = headers[_REQUEST_ID]
         return Call(
-            method, "%s%s" % (key.url, path), headers, body, options.timeout, deadline, options.cancel, key.value
+            method, "%s%s" % (key.url, path), headers, body, options.timeout, deadline, options.cancel, self._secrets,
+            options.client, options.session,
         )
 
     def _headers_for(self, key: Key) -> Dict[str, str]:
@@ -206,52 +186,172 @@ class Caller:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if key.value:
             headers["Authorization"] = "Bearer %s" % key.value
-        present = {name.lower() for name in headers}
-        for name, value in self.network.extra_headers.items():
-            if name.lower() not in present:
-                headers[_named(name)] = value
-        return headers
+        return joined(self.network.extra_headers, headers)
 
-    @staticmethod
-    def _check(reply: Reply) -> None:
+
+class _Attempts:
+    """What the attempts of one call have shown so far, and so what comes next."""
+
+    def __init__(self, network: NetworkConfig, fleet: Fleet, model: Optional[str], options: Options) -> None:
+        self.tried: FrozenSet[Key] = frozenset()  # in this round
+        self._fleet = fleet
+        self._model = model
+        self._pinned = bool(options.key_id or options.key_name)
+        self._policy = RetryPolicy(options.max_retries, network.retry_backoff_initial_ms, network.retry_backoff_max_ms)
+        self._retries = 0
+        self._working: FrozenSet[Key] = frozenset()  # at servers that said 504: they are never asked again
+        self._answer: Optional[BridgeError] = None  # the last one with a status
+
+    def failed(self, key: Key, error: BridgeError) -> Optional[float]:
+        """Return the seconds to wait before the next attempt, ``None`` if there is to be none."""
+        fleet = self._fleet
+        self.tried |= {key}
+        same = frozenset(other for other in fleet.keys if other.url == key.url)
+        if never_sent(error):
+            fleet.failed(key)
+            self.tried |= same  # no other way to go
+        elif error.status_code is not None:
+            fleet.succeeded(key)
+            self._answer = error
+            if still_working(error):
+                self._working |= same
+        model = self._model
+        other = not self._pinned and fleet.other_left(model, self.tried | self._working)
+        # Beside a server that is down the one that answered says how long to wait.
+        shown = error if other else self.failure(error)
+        wait = shown.retry_after
+        elsewhere = other or (still_working(error) and not self._pinned and fleet.other_left(model, self._working))
+        if not self._policy.should_retry(shown, attempt=self._retries, other_key_left=elsewhere, retry_after=wait):
+            return None
+        pause = self._policy.delay(self._retries, wait, other_key_left=other)
+        self._retries += 1
+        self.tried = (self.tried if other else frozenset()) | self._working
+        return pause
+
+    def failure(self, error: BridgeError) -> BridgeError:
+        """Return the error to raise: of a server that is down and one that is busy the busy one's."""
+        return self._answer if self._answer is not None and never_sent(error) else error
+
+
+def _renamed(wire: Dict[str, Any], model: str) -> bytes:
+    """Return a request body as JSON, the model under its name at the key's server."""
+    data = replaced(to_json(wire), model) if isinstance(wire, Written) else None
+    return to_json({**wire, "model": model}) if data is None else data
+
+
+def _checked(reply: Reply) -> Reply:
+    """Return the reply, or raise the error that a 200 holds."""
+    # vLLM's JSON never spaces or escapes a key, and an error's object begins with it.
+    body = reply.body if len(reply.body) < 65536 else reply.body[:1024]
+    if b'"error"' in body or b'"detail"' in body:
         try:
             payload = decode(reply.body)
         except BridgeError:
-            return  # for its reader to find
+            return reply  # for its reader to find
         error = payload_error(payload, request_id=reply.request_id, url=reply.url)
         if error is not None:
-            error.retry_after = parse_retry_after(reply.headers.get("Retry-After"), time.time())
+            error.retry_after = parse_retry_after(reply.headers.get("retry-after"), time.time())
             raise error
+    return reply
 
 
-def _aliased(wire: Dict[str, Any], model: str, key: Key) -> bytes:
-    """Return a request body as JSON, the model under its name at the key's server."""
-    from ..api.body import replaced
-
-    name = KeyRing.resolve_alias(key, model)
-    data = replaced(to_json(wire), name) if isinstance(wire, Written) else None
-    return to_json({**wire, "model": name}) if data is None else data
+def _note(trace: Optional[Trace], reply: Union[OpenReply, Reply]) -> None:
+    if trace is not None:
+        trace.status = reply.status
+        trace.request_id = reply.request_id
 
 
-def _named(name: str) -> str:
-    """Return the name under which the parts of this program look for a header."""
-    return _KNOWN.get(name.lower(), name)
+# ---------------------------------------------------------------- generators
 
 
-def _overridden(headers: Dict[str, str], others: Dict[str, str]) -> Dict[str, str]:
-    if len(others) == 1 and _REQUEST_ID in others:  # nearly every request of a gateway
-        headers.update(others)
-        return headers
-    names = {name.lower() for name in others}
-    kept = {name: value for name, value in headers.items() if name.lower() not in names}
-    kept.update((_named(name), value) for name, value in others.items())
-    return kept
+def _result(attempts: Generator[Any, None, T]) -> T:
+    """Run a generator to its end, and return what it returns."""
+    while True:
+        try:
+            next(attempts)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
-def _sleep(seconds: float, cancel: Optional[Cancellation]) -> None:
-    end = time.monotonic() + seconds
-    while cancel is None or not cancel.cancelled:
-        left = end - time.monotonic()
-        if left <= 0:
-            return
-        time.sleep(left if cancel is None else min(left, 0.1))
+def _items(
+    attempts: Generator[bytes, None, Iterator[T]], options: Options, progress: Progress
+) -> Generator[Any, None, None]:
+    """Yield a stream's items, and before them, where they are wanted, the comments that come during the attempts."""
+    trace = options.trace
+    try:
+        items = _result(attempts) if options.keep_alive_interval is None else (yield from attempts)
+        yield from items if trace is None else trace.counted(items)
+    except BridgeError as error:
+        if trace is not None and error.status_code is not None:
+            trace.status = error.status_code
+        raise
+    finally:
+        if trace is not None:
+            trace.events = trace.events or progress.events
+
+
+def _opened(
+    open: Callable[[Call], OpenReply], call: Call, interval: Optional[float]
+) -> Generator[bytes, None, OpenReply]:
+    """Return the open reply; yield comments of our own while its head lets us wait."""
+    if not interval:
+        return open(call)
+    waiting = _Opening(open, call)
+    try:
+        waiting.start()
+    except RuntimeError:  # no thread to be had
+        return open(call)
+    try:
+        while not waiting.done.wait(interval):
+            yield KEEP_ALIVE
+    except GeneratorExit:
+        waiting.leave()
+        raise
+    if waiting.failure is not None:
+        raise waiting.failure
+    assert waiting.reply is not None
+    return waiting.reply
+
+
+class _Opening(threading.Thread):
+    """Waits for the head of a reply beside the one who sends comments meanwhile."""
+
+    def __init__(self, open: Callable[[Call], OpenReply], call: Call) -> None:
+        super().__init__(daemon=True)
+        self.done = threading.Event()
+        self.reply: Optional[OpenReply] = None
+        self.failure: Optional[BaseException] = None
+        self._open = open
+        self._call = call
+        self._left = False
+
+    def run(self) -> None:
+        """Open the reply; close it if nobody waits for it any more."""
+        try:
+            self.reply = self._open(self._call)
+        except BaseException as error:
+            self.failure = error
+        self.done.set()
+        if self._left and self.reply is not None:
+            self.reply.close()
+
+    def leave(self) -> None:
+        """Wait no longer."""
+        self._left = True
+        if self.reply is not None:
+            self.reply.close()
+
+
+def _paused(seconds: float, options: Options) -> Generator[bytes, None, None]:
+    """Wait before the next attempt, which itself tells whether anybody still wants it."""
+    now = time.monotonic()
+    end, interval, cancel = now + seconds, options.keep_alive_interval, options.cancel
+    comment = now + interval if interval else end
+    while now < end and (cancel is None or not cancel.cancelled):
+        pause = min(end, comment) - now
+        time.sleep(pause if cancel is None and options.client is None else min(pause, _MOMENT))
+        now = time.monotonic()
+        if interval and comment <= now < end:
+            yield KEEP_ALIVE
+            comment = now + interval

@@ -1,24 +1,38 @@
-"""Choosing a key, and so a server: allowed models, weights, cooling off (SPEC §9.2, "We decided" 4).
+"""Choosing a key, and so a server: allowed models, weights, cooling off.
 
 A server that cannot be reached cools off: requests avoid it as long as another may answer. When its
 time is up one request is let through as a probe, and the rest follow once that has been answered.
 Keys with the same URL share the server, and so its cooling off.
 """
 
+import os
 import random as _random
 import threading
 import time
+import weakref
 from typing import AbstractSet, Callable, Dict, FrozenSet, Iterable, List, Optional, Sequence, Set, Tuple
 
 from ..config.settings import Key
 from ..errors import BadRequestError, ConfigError
 
-__all__ = ["FIRST_COOL_OFF", "LONGEST_COOL_OFF", "KeyRing"]
+__all__ = ["FIRST_COOL_OFF", "LONGEST_COOL_OFF", "Fleet"]
 
 FIRST_COOL_OFF = 1.0  # seconds; doubled by every probe that fails
 LONGEST_COOL_OFF = 30.0
 _NAMES_SHOWN = 10  # models that a message lists
 _KNOWN = 1000  # models whose keys are kept
+
+_fleets: "weakref.WeakSet[Fleet]" = weakref.WeakSet()
+
+
+def _unlocked() -> None:
+    """Give the fleets of a forked child locks of their own: the parent's thread that held one is not there."""
+    for fleet in _fleets:
+        fleet._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_unlocked)
 
 
 class _Down:
@@ -36,7 +50,7 @@ class _Down:
         return self.until if self.probed_until is None else self.probed_until
 
 
-class KeyRing:
+class Fleet:
     """The keys of one provider; every method may be called from any thread.
 
     `clock` gives seconds that only grow; `random` gives numbers from 0 up to 1.
@@ -55,6 +69,7 @@ class KeyRing:
         self._clock = clock
         self._random = random
         self._lock = threading.Lock()
+        _fleets.add(self)
         self._down: Dict[Optional[str], _Down] = {}
         self._rules = [(key, _Rule(key)) for key in self.keys]
         self._known: Dict[Optional[str], List[Key]] = {}  # the keys for a model, once they have been found
@@ -204,7 +219,7 @@ class _Rule:
     def allows(self, model: Optional[str]) -> bool:
         if model is None:
             return True
-        real = KeyRing.resolve_alias(self.key, model)
+        real = Fleet.resolve_alias(self.key, model)
         if self.key.model_name is not None and self.key.model_name not in (model, real):
             return False
         if self.barred and not self.barred.isdisjoint((model.lower(), real.lower(), "*")):
@@ -222,7 +237,7 @@ def _folded(names: Iterable[str]) -> FrozenSet[str]:
 
 
 def _share(weight: float) -> int:
-    """Return the weight in hundredths (SPEC §9.2); a weight above 0 keeps at least one."""
+    """Return the weight in hundredths ; a weight above 0 keeps at least one."""
     return max(1, round(weight * 100)) if weight else 0
 
 

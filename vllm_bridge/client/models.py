@@ -1,12 +1,13 @@
-"""The models of all servers in one list (SPEC §8)."""
+"""The models of all servers in one list."""
 
 import threading
 from typing import Any, Dict, List, Optional, Tuple
 
-from .call import Caller, Options
+from .call import Caller
+from .options import Options
 from ..config.settings import Key
 from ..errors import BridgeError, ResponseDecodeError
-from .fleet import KeyRing
+from .fleet import Fleet
 from ..api.records import ModelList
 from .reply import Reply
 from ..api.body import decode
@@ -22,11 +23,11 @@ def collect(caller: Caller, options: Options) -> ModelList:
     A key's allow-list, block-list and aliases apply. With several keys ``key_statuses`` tells which of them answered;
     if none did, the last error is raised. A key that the options name is the only one asked.
     """
-    keys = [key for key in caller.ring.keys if key.enabled and _is_meant(key, options)]
+    keys = [key for key in caller.fleet.keys if key.enabled and _is_meant(key, options)]
     if not keys:
-        caller.ring.select(None, frozenset(), options.key_id, options.key_name)  # says what is wrong
-    if len(caller.ring.keys) == 1:
-        key = caller.ring.keys[0]
+        caller.fleet.select(None, frozenset(), options.key_id, options.key_name)  # says what is wrong
+    if len(caller.fleet.keys) == 1:
+        key = caller.fleet.keys[0]
         reply = caller.reply("GET", PATH, None, None, options)
         payload = _payload(reply)
         payload["data"] = _allowed(payload["data"], key)
@@ -61,18 +62,28 @@ _Answer = Tuple[List[Dict[str, Any]], Optional[BridgeError]]
 
 def _ask_all(caller: Caller, keys: List[Key], options: Options) -> List[_Answer]:
     answers: List[_Answer] = [([], None)] * len(keys)
+    broken: List[BaseException] = []
 
     def ask(position: int, key: Key) -> None:
         try:
             answers[position] = (_payload(caller.get(PATH, key, options))["data"], None)
         except BridgeError as error:
             answers[position] = ([], error)
+        except BaseException as error:  # nobody sees what a thread raises
+            broken.append(error)
 
-    threads = [threading.Thread(target=ask, args=item, daemon=True) for item in enumerate(keys)]
-    for thread in threads:
-        thread.start()
+    threads = []
+    for item in enumerate(keys):
+        thread = threading.Thread(target=ask, args=item, daemon=True)
+        try:
+            thread.start()
+            threads.append(thread)
+        except RuntimeError:  # no thread to be had, as at the end of a process: one after the other
+            ask(*item)
     for thread in threads:
         thread.join()
+    if broken:
+        raise broken[0]
     return answers
 
 
@@ -80,7 +91,7 @@ def _payload(reply: Reply) -> Dict[str, Any]:
     payload = reply.read(lambda: _checked(decode(reply.body)))
     payload["data"] = [model for model in payload["data"] if isinstance(model, dict)]
     for model in payload["data"]:
-        if "max_model_len" in model:  # vLLM's word for what other servers call so (SPEC §8)
+        if "max_model_len" in model:  # vLLM's word for what other servers call so
             model.setdefault("context_length", model["max_model_len"])
     return payload
 
@@ -98,6 +109,6 @@ def _allowed(models: List[Dict[str, Any]], key: Key) -> List[Dict[str, Any]]:
         name = str(model.get("id"))
         names = [name] + [alias for alias, real in key.aliases.items() if real == name]
         for label in names:
-            if KeyRing.allows(key, label):
+            if Fleet.allows(key, label):
                 shown.append(model if label == name else {**model, "id": label, "alias": name})
     return shown

@@ -16,15 +16,13 @@ from ..errors import (
     RequestCancelledError,
     ResponseDecodeError,
     error_from_body,
-    payload_error,
 )
 from ..http1.header_lines import Fields
 from ..http1.wait import Client
-from ..config.redaction import mask
-from ..api.body import decode
+from ..config.redaction import credentials, mask, shortened
 from .retry import parse_retry_after
 
-__all__ = ["Call", "Cancellation", "MAX_BODY", "OpenReply", "Reply", "Watch", "cancelled_error"]
+__all__ = ["Call", "Cancellation", "MAX_BODY", "OpenReply", "Reply", "Watch", "cancelled_error", "told"]
 
 T = TypeVar("T")
 
@@ -81,7 +79,8 @@ class Call(NamedTuple):
     """One request as the transport takes it.
 
     `timeout` is (connect, read) in seconds, `deadline` an instant of time.monotonic. `client` is who must still be
-    there while the transport waits (see `http1.wait`), `session` a caller's own.
+    there while the transport waits (see `http1.wait`), `session` a caller's own. `secrets` are what no error may show,
+    beside the credentials among the headers.
     """
 
     method: str
@@ -91,7 +90,7 @@ class Call(NamedTuple):
     timeout: Tuple[Optional[float], Optional[float]]
     deadline: Optional[float] = None
     cancel: Optional[Cancellation] = None
-    secret: str = ""
+    secrets: Tuple[str, ...] = ()
     client: Client = None
     session: Optional[requests.Session] = None
 
@@ -112,8 +111,7 @@ class Reply(NamedTuple):
     body: bytes
     url: str
     request_id: Optional[str]
-
-    secret: str = ""
+    call: Optional[Call] = None
 
     def __repr__(self) -> str:
         return "Reply(%d, %d bytes from %s)" % (self.status, len(self.body), self.url)
@@ -128,7 +126,8 @@ class Reply(NamedTuple):
         try:
             return convert()
         except BridgeError as error:
-            _tell(error, self)
+            if self.call is not None:
+                told(error, self.call, self.request_id)
             raise
 
 
@@ -144,12 +143,15 @@ def cancelled_error(why: str, call: Call) -> BridgeError:
     return RequestCancelledError(why, request_id=call.request_id, url=call.url)
 
 
-def _tell(error: BridgeError, origin: Any) -> None:
+def told(error: BridgeError, call: Call, request_id: Optional[str] = None) -> None:
+    """Complete an error: where it is from, no secret in what it quotes, and no more of that than is to be shown."""
     if error.url is None:
-        error.url = origin.url
+        error.url = call.url
     if error.request_id is None:
-        error.request_id = origin.request_id
-    mask(error, (origin.secret,))
+        error.request_id = request_id or call.request_id
+    mask(error, credentials(call.headers) + call.secrets)
+    error.message = shortened(error.message, error.quoted)
+    error.args = tuple(shortened(arg, error.quoted) if isinstance(arg, str) else arg for arg in error.args)
 
 
 class Watch:
@@ -201,15 +203,6 @@ class OpenReply:
         self._closed = False
         self._lock = threading.RLock()  # held while bytes are read: urllib3's replies are not to be closed meanwhile
         self._read1: Optional[Callable[[], bytes]] = None
-
-    def tell(self, error: BridgeError) -> None:
-        """Complete an error that came out of the bytes: where they are from, and no secret in what they quote."""
-        _tell(error, self)
-
-    @property
-    def secret(self) -> str:
-        """The key that the request carried."""
-        return self._call.secret
 
     def read(self) -> bytes:
         """Return some bytes of the body as soon as there are any, ``b""`` at its end."""
@@ -282,29 +275,6 @@ class OpenReply:
             self.headers.get("retry-after"), time.time(), self.headers.get("retry-after-ms")
         )
         return error
-
-    def check_event_stream(self) -> None:
-        """Raise the error that the body tells of unless it is an event stream."""
-        content_type = self.headers.get("content-type") or ""
-        if content_type.lower().startswith("text/event-stream"):
-            return
-        try:
-            body = self.read_all()
-        finally:
-            self.close()
-        fields: Dict[str, Any] = {"request_id": self.request_id, "url": self.url}
-        try:
-            error = payload_error(decode(body), **fields)
-        except ResponseDecodeError:
-            error = None
-        if error is not None:
-            raise error
-        raise ResponseDecodeError(
-            "the server answered a streaming request with %s instead of text/event-stream: %s"
-            % (content_type or "no content type", body[:200].decode("utf-8", "replace") or "an empty body"),
-            payload=body[:2000].decode("utf-8", "replace"),
-            **fields,
-        )
 
     def set_timeout(self, seconds: Optional[float]) -> None:
         """Limit how long the next reads may wait for a byte."""

@@ -1,4 +1,4 @@
-"""What may be tried again, and how long to wait first (SPEC "We decided" 4, §9.3)."""
+"""What may be tried again, and how long to wait first."""
 
 import logging
 import random as _random
@@ -7,16 +7,31 @@ from typing import Callable, Optional
 
 from ..errors import APIConnectionError, APIStatusError, BridgeError
 
-__all__ = ["CONNECTION_NOT_MADE", "LONGEST_WAIT", "RetryPolicy", "parse_retry_after"]
+__all__ = [
+    "CONNECTION_NOT_MADE", "LONGEST_WAIT", "TLS_ERROR", "RetryPolicy", "never_sent", "parse_retry_after",
+    "still_working",
+]
 
-# The ``code`` of an APIConnectionError raised before any byte was sent: refused, unresolved, a TLS
-# handshake that failed, a connect timeout. Only these prove that the server never saw the request.
+# The ``code`` of an APIConnectionError raised before any byte was sent: refused, unresolved, a connect timeout; and a
+# TLS handshake that failed. Only these prove that the server never saw the request.
 CONNECTION_NOT_MADE = "connection_not_made"
+TLS_ERROR = "tls_error"
 
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more gets its error handed on at once
 
-_BUSY = frozenset((429, 502, 503, 504))
+_BUSY = frozenset((429, 502, 503))
+_ELSEWHERE = frozenset((500, 504))  # another server may do better
 _log = logging.getLogger("vllm_bridge")
+
+
+def never_sent(error: BridgeError) -> bool:
+    """Tell whether a call failed before its server could see it."""
+    return isinstance(error, APIConnectionError) and error.code in (CONNECTION_NOT_MADE, TLS_ERROR)
+
+
+def still_working(error: BridgeError) -> bool:
+    """Tell whether a proxy, or a gateway of ours, has given up waiting for a server that may be generating still."""
+    return isinstance(error, APIStatusError) and error.status_code == 504
 
 
 class RetryPolicy:
@@ -57,11 +72,11 @@ class RetryPolicy:
         if attempt >= self.max_retries:
             return False
         if isinstance(error, APIConnectionError):
-            # A server that went silent, or hung up later, may be generating still (PAINS 11).
-            return bool(error.code == CONNECTION_NOT_MADE)
+            # A server that went silent, or hung up later, may be generating still. A handshake fails again.
+            return never_sent(error) and (other_key_left or error.code != TLS_ERROR)
         if not isinstance(error, APIStatusError):
             return False
-        if error.status_code == 500:
+        if error.status_code in _ELSEWHERE:
             return other_key_left
         if error.status_code not in _BUSY:
             return False

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from functools import partial
-from typing import Any, Dict, Iterator, Optional, Tuple, TypeVar, Union
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
@@ -23,18 +23,16 @@ from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
 from .adapter import Exchange, PoolAdapter, current
+from ..config.redaction import credentials
 from ..config.settings import NetworkConfig, ProxyConfig
 from ..config.validate import bypasses_proxy, is_this_machine
 from ..errors import APIConnectionError, APITimeoutError, BridgeError, ConfigError, ResponseDecodeError
 from .lean import LeanAdapter, PlainRequest, is_own
 from .reply import Call, OpenReply, Reply, Watch, cancelled_error
 from .retry import CONNECTION_NOT_MADE
-from .stream import Limits, Reader, Stream
 from ..http1.timed_socket import TIMED_OUT
 
 __all__ = ["Transport"]
-
-Item = TypeVar("Item")
 
 # What requests raises for an address that it cannot use.
 _BAD_ADDRESS = (
@@ -92,7 +90,7 @@ class Transport:
             body = reply.read_all()
         finally:
             reply.close()
-        return Reply(reply.status, reply.headers, body, reply.url, reply.request_id, call.secret)
+        return Reply(reply.status, reply.headers, body, reply.url, reply.request_id, call)
 
     def open(self, call: Call) -> "OpenReply":
         """Make a request and return its reply with the body still to be read; error statuses are raised."""
@@ -106,16 +104,6 @@ class Transport:
             finally:
                 reply.close()
         return reply
-
-    def stream(self, call: Call, reader: Reader[Item], idle: Optional[float]) -> Stream[Item]:
-        """Make a request and return its events as a stream whose first item has arrived.
-
-        `idle` is the longest silence between two events, in seconds. Raises what `send` raises, and
-        `IncompleteStreamError`.
-        """
-        reply = self.open(call)
-        reply.check_event_stream()
-        return Stream.over(reply, reader, Limits(call.timeout[1], idle))
 
     def close(self) -> None:
         """Close all idle connections; the transport opens new ones when it is used again."""
@@ -352,7 +340,8 @@ def _is_unreadable(error: BaseException) -> bool:
 
 def _shown(error: BaseException, call: Call) -> Optional[BaseException]:
     """Return the cause to show in a traceback: none that quotes the key, or a proxy's address with its password."""
-    if isinstance(error, _BAD_ADDRESS) or (call.secret and any(call.secret in str(inner) for inner in _chain(error))):
+    secrets = credentials(call.headers) + call.secrets
+    if isinstance(error, _BAD_ADDRESS) or any(secret in str(inner) for inner in _chain(error) for secret in secrets):
         return None
     return error
 

@@ -2,20 +2,45 @@
 
 import time
 from itertools import chain
-from typing import Any, Callable, Generator, Generic, Iterator, List, Optional, Protocol, Sequence, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Generator,
+    Generic,
+    Iterator,
+    NoReturn,
+    Optional,
+    Protocol,
+    Sequence,
+    TypeVar,
+    Union,
+)
 
-from ..errors import APIConnectionError, APITimeoutError, BridgeError, IncompleteStreamError
-from ..sse import Event, EventDecoder
+from ..api.body import decode
+from ..api.forwarding import Forwarding
+from ..errors import (
+    APIConnectionError,
+    APITimeoutError,
+    BridgeError,
+    IncompleteStreamError,
+    ResponseDecodeError,
+    payload_error,
+)
+from ..sse import Event, EventDecoder, iter_lines
 
-__all__ = ["GRACE", "Limits", "Reader", "Source", "Stream"]
+__all__ = ["GRACE", "KEEP_ALIVE", "Limits", "Progress", "Reader", "Source", "Stream", "items_of"]
 
 Item = TypeVar("Item")
 Other = TypeVar("Other")
 Item_co = TypeVar("Item_co", covariant=True)
 
-# Seconds that a stream may stay without an event after its finish reason before it counts as ended (SPEC §4.3).
+# Seconds that a stream may stay without an event after its finish reason before it counts as ended: the usage and the
+# end mark follow at once, where there are any.
 GRACE = 2.0
-_MOMENT = 0.01  # seconds in which what has come already is read
+KEEP_ALIVE = b": keep-alive\n\n"  # as vLLM writes it with --sse-keep-alive-interval
+_NO_STREAM = 1024 * 1024, 5.0  # bytes and seconds that are read of a JSON body where a stream should be
+_QUOTED = 65536, 0.2  # and of anything else
 
 
 class Source(Protocol):
@@ -23,21 +48,19 @@ class Source(Protocol):
 
     url: str
     request_id: Optional[str]
+    headers: Any
 
     def read(self) -> bytes:
         """Return the bytes that are there, ``b""`` at the end of the body."""
 
     def set_timeout(self, seconds: Optional[float]) -> None:
-        """Limit the wait of the next reads."""
+        """Limit the wait of the next reads; one that took too long may be tried again."""
 
     def finish(self) -> None:
         """Give the connection back: nothing but the end of the body is still to come."""
 
     def close(self) -> None:
         """Close the connection, from any thread; does nothing after `finish`."""
-
-    def tell(self, error: BridgeError) -> None:
-        """Complete an error that came out of the bytes: where they are from, and no secret in what they quote."""
 
 
 class Reader(Protocol[Item_co]):
@@ -58,14 +81,27 @@ class Reader(Protocol[Item_co]):
 class Limits:
     """How long a stream may keep its reader waiting, in seconds; ``None`` is for ever.
 
-    `first` counts until the first event, `idle` between two events; comments are no events. `grace` counts after the
-    finish reason.
+    `first` counts until the first event, or until a comment before it; `idle` between two events, whatever comments
+    come meanwhile; `grace` after the finish reason. With `keep_alive` comments are items: the server's if it is 0, else
+    after so many seconds of silence between two events our own as well.
     """
 
-    def __init__(self, first: Optional[float], idle: Optional[float], grace: float = GRACE) -> None:
+    def __init__(
+        self, first: Optional[float], idle: Optional[float], keep_alive: Optional[float] = None, grace: float = GRACE
+    ) -> None:
         self.first = first
         self.idle = idle if first is None else first if idle is None else min(first, idle)
         self.grace = grace if self.idle is None else min(grace, self.idle)
+        self.keep_alive = keep_alive
+
+
+class Progress:
+    """How far a stream has come: the reply that is read now, whether an event has been an item, and how many have."""
+
+    def __init__(self, source: Optional[Source] = None) -> None:
+        self.source = source
+        self.begun = False
+        self.events = 0  # where they are handed on as bytes
 
 
 class Stream(Generic[Item]):
@@ -76,25 +112,26 @@ class Stream(Generic[Item]):
     end, `APITimeoutError` when it falls silent, `APIStatusError` when the server reports an error.
     """
 
-    def __init__(
-        self, source: Source, items: Generator[Item, None, None], batches: Optional["_Batches"] = None
-    ) -> None:
-        self.request_id = source.request_id
-        self._source = source
-        self.passing = batches  # what can be asked, between two items, for bytes to hand on
+    def __init__(self, progress: Progress, items: Generator[Item, None, None]) -> None:
+        self._progress = progress
         self._rest = items
         # Reading the first item starts the generator, so that its `finally` runs even if nobody iterates.
         self._items: Iterator[Item] = chain(list(_first(items)), items)
 
-    @classmethod
-    def over(cls, source: Source, reader: Reader[Item], limits: Limits) -> "Stream[Item]":
-        """Return the stream of an open reply."""
-        batches = _Batches(source, limits, getattr(reader, "passes", None))
-        return cls(source, _items(source, reader, batches), batches)
+    @property
+    def request_id(self) -> Optional[str]:
+        """The id under which the server logs the request."""
+        source = self._progress.source
+        return None if source is None else source.request_id
+
+    @property
+    def begun(self) -> bool:
+        """Whether an event has come; before that, a gateway's stream may give comments, as bytes."""
+        return self._progress.begun
 
     def converted(self, convert: Callable[[Iterator[Item]], Iterator[Other]]) -> "Stream[Other]":
         """Return a stream of what `convert` makes of this one's items; closing it closes this one."""
-        return Stream(self._source, _converted(self, convert))
+        return Stream(self._progress, _converted(self, convert))
 
     def __iter__(self) -> Iterator[Item]:
         return self._items
@@ -108,13 +145,17 @@ class Stream(Generic[Item]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Stream cannot be pickled or copied: it reads from an open connection")
+
     def close(self) -> None:
         """Close the connection, so that the server stops generating; a closed stream has no more items.
 
         Another thread may close a stream; the one that waits for its next item gets `RequestCancelledError`.
         """
         self._items = iter(())
-        self._source.close()
+        if self._progress.source is not None:
+            self._progress.source.close()
         try:
             self._rest.close()
         except ValueError:
@@ -134,191 +175,219 @@ def _converted(
         yield from convert(iter(stream))
 
 
-def _items(source: Source, reader: Reader[Item], batches: "_Batches") -> Generator[Item, None, None]:
+def items_of(
+    source: Source,
+    reader: Union[Reader[Any], Forwarding],
+    limits: Limits,
+    progress: Progress,
+    told: Callable[[BridgeError], object],
+) -> Generator[Any, None, None]:
+    """Yield the items of an open reply, and as `bytes` the comments between them where `limits` ask for them.
+
+    Raises the error that the body tells of at once if it is no event stream. `told` completes errors.
+    """
+    progress.source = source
     try:
-        if not hasattr(reader, "passes"):
-            ended = yield from _each(source, reader, batches)
+        blocks = _Blocks(source, reader, limits, _first_block(source))
+        if isinstance(reader, Forwarding):
+            ended = yield from _handed_on(source, reader, blocks, progress)
         else:
-            ended = yield from _joined(source, reader, batches)  # type: ignore[arg-type, misc]
+            ended = yield from _parsed(source, reader, blocks, progress)
         if not ended:
             raise _incomplete("the stream ended without a finish reason or [DONE]", reader, source)
-    except APITimeoutError:
-        raise
     except APIConnectionError as error:
+        told(error)
+        if isinstance(error, APITimeoutError):
+            raise
         raise _incomplete("the stream broke off: %s" % error.message, reader, source) from error
     except BridgeError as error:
-        source.tell(error)
+        told(error)
         raise
     finally:
         source.close()
 
 
-def _each(source: Source, reader: Reader[Item], batches: "_Batches") -> Generator[Item, None, bool]:
-    """Yield item by item; return whether the stream came to an end of its own."""
-    events = batches.next(False)
-    while events is not None:
-        for event in events:
-            if event.data == "[DONE]":
-                source.finish()
-                yield from reader.finish()
-                return True
-            yield from reader.feed(event)
-        events = batches.next(reader.finished)
-    if not reader.finished:
-        return False
-    source.finish()
-    yield from reader.finish()
-    return True
-
-
-def _joined(source: Source, reader: Reader[bytes], batches: "_Batches") -> Generator[bytes, None, bool]:
-    """The same, but all that one read completes is one item, so that it leaves in one write."""
-    events = batches.next(False)
-    while events is not None:
-        if type(events) is bytes:
-            yield events
-            events = batches.next(reader.finished)
+def _parsed(
+    source: Source, reader: Reader[Item], blocks: "_Blocks", progress: Progress
+) -> Generator[Union[Item, bytes], None, bool]:
+    """Yield what the events mean; return whether the stream came to an end of its own."""
+    for event in EventDecoder().fold(iter_lines(blocks.read()), comments=True):
+        if isinstance(event, bytes):
+            if blocks.comment():
+                yield event + b"\n\n"
             continue
-        out: List[bytes] = []
-        try:
-            for event in events:
-                if type(event) is bytes:
-                    out.append(event)
-                elif event.data == "[DONE]":
-                    source.finish()
-                    out.extend(reader.finish())
-                    yield b"".join(out)
-                    return True
-                else:
-                    out.extend(reader.feed(event))
-        except BridgeError:
-            if out:
-                yield b"".join(out)
-            raise
-        if out:
-            yield b"".join(out)
-        events = batches.next(reader.finished)
-    if not reader.finished:
-        return False
+        blocks.event()
+        if event.data.strip() == "[DONE]":
+            break
+        for item in reader.feed(event):
+            progress.begun = True
+            yield item
+    else:
+        if not reader.finished:
+            return False
     source.finish()
+    progress.begun = True
     yield from reader.finish()
     return True
 
 
-def _incomplete(message: str, reader: Reader[Any], source: Source) -> IncompleteStreamError:
+def _handed_on(
+    source: Source, reader: Forwarding, blocks: "_Blocks", progress: Progress
+) -> Generator[bytes, None, bool]:
+    """The same for events that are handed on as bytes: what one block completes is one item."""
+    for block in blocks.read():
+        before = reader.events
+        for out in reader.feed(block):
+            if reader.events > before or reader.ended:
+                progress.begun = True
+            elif not blocks.comment():
+                continue
+            if reader.ended:
+                source.finish()
+            yield out
+        if reader.ended:
+            return True
+        if reader.events > before:
+            progress.events = reader.events
+            blocks.event()
+    if not reader.finished:
+        return False
+    source.finish()
+    yield reader.finish()
+    return True
+
+
+def _incomplete(message: str, reader: Any, source: Source) -> IncompleteStreamError:
     return IncompleteStreamError(message, partial=reader.partial(), request_id=source.request_id, url=source.url)
 
 
-class _Batches:
-    """The events of a source, as many at a time as one read completes, within the time limits."""
+class _Blocks:
+    """The blocks of a stream as they come, within the time limits."""
 
-    def __init__(self, source: Source, limits: Limits, passes: Optional[Callable[[bytes], int]] = None) -> None:
+    def __init__(self, source: Source, reader: Any, limits: Limits, first: bytes = b"") -> None:
+        self.since: Optional[float] = None  # when the wait for an event began; set to None with each that came
+        self.seen = False  # an event has come
         self._source = source
+        self._reader = reader
         self._limits = limits
-        self._passes = passes  # how much of a block that begins with an event may go on as it is
-        self._decoder = EventDecoder()
-        self._clear = False  # the decoder is between two events, and stays so while all blocks pass it by
-        self._limit: Optional[float] = None
-        self._on_socket: Optional[float] = None
-        self._seen = False
-        self._since = 0.0
-        self._arrived: Optional[Callable[[], Optional[bytes]]] = None  # of the source
-        self._held = b""  # has arrived and needs a look
-        self._last = 0.0  # when `arrived` was told of an event last
+        self._first = first
+        self._on_socket: Any = self
 
-    def fileno(self) -> int:
-        """Return the number of the socket that the events come from, -1 where `arrived` cannot be asked."""
-        ask = getattr(self._source, "fileno", None)
-        number: int = -1 if ask is None or self._passes is None else ask()
-        if number >= 0:
-            self._arrived = self._source.arrived  # type: ignore[attr-defined]
-        return number
+    def event(self) -> None:
+        """Note that an event has come."""
+        self.since = None
+        self.seen = True
 
-    def arrived(self) -> Optional[bytes]:
-        """Return events that are there and pass; ``b""`` if there are none, ``None`` where `next` has to look.
+    def comment(self) -> bool:
+        """Note that a comment has come; tell whether it is to be an item."""
+        if not self.seen:
+            self.since = None
+        return self._limits.keep_alive is not None
 
-        For a stream of bytes to hand on, between two of its items, by a caller that has asked for `fileno`.
-        """
-        if not self._clear or self._held or self._passes is None or self._arrived is None:
-            return None
-        block = self._arrived()
-        if not block:
-            return block
-        if b"\r" in block or self._passes(block) != len(block):
-            self._held = block
-            return None
-        self._last = time.monotonic()
-        return block
-
-    def next(self, finished: bool) -> Any:
-        """Return the next events, and before them what passes unread, as bytes; bytes alone if all of it passes.
-
-        ``None`` is the end of the body, or of the patience after the finish.
-        """
-        limits = self._limits
-        self._limit = limits.grace if finished else limits.idle if self._seen else limits.first
-        self._since = time.monotonic()  # what the caller does between two items is no silence of the server
-        self._set_timeout(self._limit)
-        if self._last:  # but what it has waited for in vain is
-            self._since, self._last = self._last, 0.0
-            if self._limit is not None:  # a moment at least: the caller may have been busy while something came
-                self._set_timeout(max(_MOMENT, self._since + self._limit - time.monotonic()))
-        try:
-            while True:
-                chunk = self._held or self._source.read()
-                self._held = b""
-                if not chunk:
-                    return None
-                events = self._events(chunk)
-                if events:
-                    self._seen = True
-                    return events
-                self._still_waiting()
-        except APITimeoutError as error:
-            if finished:
-                return None
-            if error.code == "deadline":
+    def read(self) -> Iterator[bytes]:
+        """Yield the blocks, and between two events, after a silence, comments of our own."""
+        between = True
+        if self._first:
+            yield self._first
+        while True:
+            ours = self._limits.keep_alive if between and not self._reader.finished else None
+            limit = self._left()
+            try:
+                if limit is not None and limit <= 0:
+                    raise self._silent()
+                self._set_timeout(ours if ours and (limit is None or ours < limit) else limit)
+                block = self._source.read()
+            except APITimeoutError as error:
+                if self._reader.finished:
+                    return
+                if error.code is not None or not ours or (limit is not None and limit <= ours):
+                    raise (self._silent() if error.code is None else error) from None
+                since = self.since
+                yield KEEP_ALIVE
+                self.since = since  # it is no sign of life of the server
+                continue
+            except APIConnectionError:
+                if self._reader.finished:
+                    return
                 raise
-            raise self._silent() from None
-        except APIConnectionError:
-            if finished:
-                return None
-            raise
+            if not block:
+                return
+            between = block.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+            yield block
 
-    def _events(self, chunk: bytes) -> Union[List[Any], bytes]:
-        decoder = self._decoder
-        passes = self._passes
-        if passes is not None and ((self._clear and b"\r" not in chunk) or decoder.stands_aside(chunk)):
-            end = passes(chunk)
-            if end == len(chunk):
-                self._clear = True
-                return chunk
-            if end:
-                self._clear = False
-                return [chunk[:end], *decoder.feed(chunk[end:])]
-        self._clear = False
-        return decoder.feed(chunk)
+    def _left(self) -> Optional[float]:
+        """Return the seconds that are left of the limit that counts now."""
+        limits = self._limits
+        limit = limits.grace if self._reader.finished else limits.idle if self.seen else limits.first
+        now = time.monotonic()
+        if self.since is None:
+            self.since = now  # what the caller does between two items is no silence of the server
+        return None if limit is None else limit if self.since == now else self.since + limit - now
 
     def _set_timeout(self, seconds: Optional[float]) -> None:
         if seconds != self._on_socket:
             self._on_socket = seconds
             self._source.set_timeout(seconds)
 
-    def _still_waiting(self) -> None:
-        """Count the time of comments and of unfinished events: only an event is a sign of life."""
-        if self._limit is not None:
-            left = self._since + self._limit - time.monotonic()
-            if left <= 0:
-                raise self._silent()
-            self._set_timeout(left)
-
     def _silent(self) -> APITimeoutError:
-        if self._seen:
+        limits = self._limits
+        if self.seen:
             which = "no event came for %g s (stream_idle_timeout_in_seconds or the read timeout, whichever is shorter)"
             raised = "raise them with NetworkConfig(stream_idle_timeout_in_seconds=...) and timeout=(connect, read)"
         else:
             which = "no first event came for %g s (read timeout)"
             raised = "raise it with timeout=(connect, read)"
+        seconds = limits.idle if self.seen else limits.first
         return APITimeoutError(
-            (which + "; " + raised) % (self._limit or 0), request_id=self._source.request_id, url=self._source.url
+            (which + "; " + raised) % (seconds or 0), request_id=self._source.request_id, url=self._source.url
         )
+
+
+# ---------------------------------------------------------------- what is no event stream
+
+
+def _first_block(source: Source) -> bytes:
+    """Return what had to be read to know that a body without a type is an event stream, as a rule nothing.
+
+    Raises the error that a body of another type tells of, without waiting for a generation to end.
+    """
+    content_type = source.headers.get("content-type") or ""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "text/event-stream":
+        return b""
+    body = b"" if kind else source.read()
+    if body.lstrip()[:1] not in (b"", b"{", b"[", b"<"):
+        return body
+    body += _beginning(source, *(_NO_STREAM if kind.endswith(("/json", "+json")) else _QUOTED))
+    source.finish()
+    fields: Dict[str, Any] = {"request_id": source.request_id, "url": source.url}
+    try:
+        error: Optional[BridgeError] = payload_error(decode(body), **fields)
+    except ResponseDecodeError:
+        error = None
+    text = body.decode("utf-8", "replace")
+    raise error or ResponseDecodeError(
+        "the server answered a streaming request with %s instead of text/event-stream: %s"
+        % (content_type or "no content type", text),
+        payload=text,
+        **fields,
+    )
+
+
+def _beginning(source: Source, size: int, seconds: float) -> bytes:
+    """Return what comes of a body within so many bytes and seconds."""
+    blocks = []
+    end = time.monotonic() + seconds
+    while size > 0 and time.monotonic() < end:
+        source.set_timeout(max(0.001, end - time.monotonic()))
+        try:
+            block = source.read()
+        except (APIConnectionError, ResponseDecodeError) as error:
+            if error.code is not None:
+                raise  # the deadline
+            break
+        if not block:
+            break
+        blocks.append(block)
+        size -= len(block)
+    return b"".join(blocks)

@@ -32,7 +32,7 @@ class Relay:
         self._opened = opened
         self._told = told
         self._ended = ended
-        self.passing = None if opened.passing is None else opened.passing.passing
+        self.passing = None
         self._status = _LEFT
 
     def __iter__(self) -> Iterator[bytes]:

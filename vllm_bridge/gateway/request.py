@@ -5,7 +5,7 @@ import re
 import time
 from typing import Any, Dict, Iterator, Optional
 
-from ..client.call import Trace
+from ..client.options import Trace
 from ..errors import APIStatusError, BadRequestError
 from ..client.reply import Cancellation
 

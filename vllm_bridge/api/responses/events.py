@@ -38,7 +38,10 @@ def iter_events(chunks: Iterable[Json], context: Optional[ResponseContext] = Non
     machine = ResponseEvents(context)
     try:
         for chunk in chunks:
-            yield from machine.feed(chunk)
+            if isinstance(chunk, bytes):  # a comment, which passes
+                yield chunk
+            else:
+                yield from machine.feed(chunk)
     except BridgeError as error:
         if not machine.opened or isinstance(error, RequestCancelledError):
             raise

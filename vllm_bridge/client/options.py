@@ -1,0 +1,144 @@
+"""The settings of a call that are no wire fields, and what became of it."""
+
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, TypeVar
+
+from ..api.decoding import Tally
+from ..config.settings import Key, check_headers, normalise_timeout
+from ..config.validate import number, whole
+from ..errors import ConfigError
+from ..http1.wait import Client
+from .reply import Cancellation
+
+__all__ = ["Options", "Trace", "joined"]
+
+_KNOWN = {"x-request-id": "X-Request-Id", "host": "Host"}  # the parts of this program look for these names
+
+T = TypeVar("T")
+
+
+class Trace(Tally):
+    """What became of a call: filled in while it runs, a stream's at its end, for whoever logs or counts.
+
+    `status` is the HTTP status of the last reply, or the one that an error in it stands for; ``None`` without a reply.
+    `events` counts a stream's items.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts = 0
+        self.events = 0
+        self.key: Optional[Key] = None
+        self.request_id: Optional[str] = None
+        self.status: Optional[int] = None
+
+    @property
+    def server(self) -> Optional[str]:
+        """The URL of the server that was asked last."""
+        return None if self.key is None else self.key.url
+
+    def counted(self, items: Iterator[T]) -> Iterator[T]:
+        """Yield items as they are, and note what they say of tokens."""
+        for item in items:
+            if isinstance(item, dict):
+                self.events += 1
+                self.take(item.get("usage"))
+                response = item.get("response")
+                if isinstance(response, dict):
+                    self.take(response.get("usage"))
+            yield item
+
+
+class Options:
+    """Settings of a call that are no wire fields. Times are in seconds; `deadline` is the total time.
+
+    They are not changed once they are made: `changed` returns others. `client` is whose call it is, for as long as he
+    is there (see `http1.wait`). `keep_alive_interval` makes comments items of a stream, as bytes: the server's if it
+    is 0, else after so many seconds of silence our own as well.
+    """
+
+    deadline: Optional[float] = None
+    cancel: Optional[Cancellation] = None
+    trace: Optional[Trace] = None
+    key_id: Optional[str] = None
+    key_name: Optional[str] = None
+    client: Client = None
+    session: Any = None
+    keep_alive_interval: Optional[float] = None
+
+    def __init__(
+        self,
+        timeout: Tuple[Optional[float], Optional[float]],
+        headers: Dict[str, str],
+        max_retries: int,
+        stream_idle_timeout: Optional[float],
+    ) -> None:
+        self.timeout = timeout
+        self.headers = headers
+        self.max_retries = max_retries
+        self.stream_idle_timeout = stream_idle_timeout
+
+    def changed(self, **changes: Any) -> "Options":
+        """Return these settings with some others in their place; raise `ConfigError` for what is none."""
+        other = object.__new__(Options)
+        state = other.__dict__
+        state.update(self.__dict__)
+        for name, value in changes.items():
+            if type(value) is _KINDS.get(name):
+                state[name] = value
+            elif name not in _CHECKS:
+                raise ConfigError("with_options: no option %r; there are: %s" % (name, ", ".join(_CHECKS)))
+            elif value is not None:
+                state[name] = _CHECKS[name](value, self)
+            elif name == "timeout":
+                state[name] = (self.timeout[0], None)
+            elif name not in ("headers", "max_retries"):  # those two stay as they are
+                state[name] = None
+        return other
+
+    def __repr__(self) -> str:
+        return "Options(timeout=%r, max_retries=%r)" % (self.timeout, self.max_retries)  # the headers may hold a key
+
+
+def joined(*groups: Mapping[str, str]) -> Dict[str, str]:
+    """Return all headers; of those with the same name, in whatever case, the last one stays."""
+    found: Dict[str, Tuple[str, str]] = {}
+    for group in groups:
+        for name, value in group.items():
+            lower = name.lower()
+            found[lower] = _KNOWN.get(lower, name), value
+    return dict(found.values())
+
+
+# Values of exactly these types need no look at them.
+_KINDS: Dict[str, type] = {"cancel": Cancellation, "trace": Trace, "key_id": str, "key_name": str}
+
+
+def _instance(kind: type, name: str) -> Callable[[Any, Options], Any]:
+    def check(value: Any, options: Options) -> Any:
+        if not isinstance(value, kind):
+            raise ConfigError("%s: expected a %s, got %s" % (name, kind.__name__, type(value).__name__))
+        return value
+
+    return check
+
+
+def _headers(value: Any, options: Options) -> Dict[str, str]:
+    checked = check_headers(value, "headers")
+    return joined(options.headers, checked) if options.headers else checked
+
+
+# How each setting of a call is read: (what was given, the settings so far) -> what counts from now on.
+_CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
+    "timeout": lambda value, options: normalise_timeout(value, "timeout", options.timeout[0]),
+    "headers": _headers,
+    "max_retries": lambda value, options: whole(value, "max_retries"),
+    "stream_idle_timeout": lambda value, options: number(value, "stream_idle_timeout", positive=True),
+    "deadline": lambda value, options: number(value, "deadline", positive=True),
+    "cancel": _instance(Cancellation, "cancel"),
+    "trace": _instance(Trace, "trace"),
+    "key_id": _instance(str, "key_id"),
+    "key_name": _instance(str, "key_name"),
+    "client": lambda value, options: value,
+    "session": lambda value, options: value,
+    "keep_alive_interval": lambda value, options: number(value, "keep_alive_interval"),
+}
