@@ -55,7 +55,7 @@ class VLLMProvider(BaseOpenAIProvider):
         return self._finished(EmbeddingList(payload), body, reply)
 
     def responses(self, /, **wire: Any) -> Response:
-        """Answer ``input`` by the Responses API, over chat completions unless ``native_responses`` is set (SPEC §5).
+        """Answer ``input`` by the Responses API, over chat completions unless ``native_responses`` is set.
 
         What has no place in a chat request is named in the log and in the reply's ``metadata``.
         """
@@ -124,7 +124,7 @@ class VLLMProvider(BaseOpenAIProvider):
     def _to_chat(self, body: Dict[str, Any]) -> Tuple[Dict[str, Any], Any]:
         from .api.responses import to_chat
 
-        chat_body, context = to_chat(body)
+        chat_body, context = to_chat(body, clock=time.time)
         for warning in context.warnings:
             _log.warning("responses: %s", warning)
         return self._dialect("chat_completion", chat_body), context

@@ -1,11 +1,13 @@
-"""Chat chunks → Responses events (SPEC §5.3)."""
+"""Chat chunks → Responses events."""
+
+import json
 
 import pytest
 
 import wire
 from validity import check_event
 from vllm_bridge.api.chat import ChatAccumulator
-from vllm_bridge.errors import BadRequestError, IncompleteStreamError, InternalServerError
+from vllm_bridge.errors import BadRequestError, IncompleteStreamError, InternalServerError, RequestCancelledError
 from vllm_bridge.api.responses import ResponseEvents, from_chat, iter_events, to_chat
 
 RECORDED = [
@@ -58,7 +60,7 @@ def folded(chunks):
     return accumulator.completion()
 
 
-# ---------------------------------------------------------------- the grammar, as SPEC §5.3 has it
+# ---------------------------------------------------------------- the grammar, as OpenAI's reference has it
 
 OPEN = ["created", "in_progress"]
 
@@ -68,13 +70,9 @@ def text_events(deltas):
     return opened + ["output_text.delta"] * deltas + ["output_text.done", "content_part.done", "output_item.done"]
 
 
-def reasoning_events(deltas):
-    return (
-        ["output_item.added", "reasoning_summary_part.added", "content_part.added"]
-        + ["reasoning_summary_text.delta", "reasoning_text.delta"] * deltas
-        + ["reasoning_summary_text.done", "reasoning_summary_part.done"]
-        + ["reasoning_text.done", "content_part.done", "output_item.done"]
-    )
+def reasoning_events(deltas, text="reasoning_summary_text", part="reasoning_summary_part"):
+    opened = ["output_item.added", part + ".added"]
+    return opened + [text + ".delta"] * deltas + [text + ".done", part + ".done", "output_item.done"]
 
 
 def call_events(*deltas):
@@ -250,13 +248,25 @@ def test_the_fields_of_a_text_stream():
     assert answer(events)["output"] == [item]
 
 
-def test_reasoning_is_told_as_summary_and_as_itself():
-    events = run(chunk({"reasoning": "h", "reasoning_content": "h"}), chunk({"reasoning_content": "m"}), STOP)
-    assert types(events) == OPEN + reasoning_events(2) + ["completed"]
+THOUGHTS = [chunk({"reasoning": "h", "reasoning_content": "h"}), chunk({"reasoning_content": "m"}), STOP]
+
+
+@pytest.mark.parametrize("include, channel, text, part", [
+    ([], "summary", "reasoning_summary_text", "reasoning_summary_part"),
+    (["reasoning.content"], "content", "reasoning_text", "content_part"),
+])
+def test_reasoning_is_told_once(include, channel, text, part):
+    events = run(*THOUGHTS, body={"include": include})
+    assert types(events) == OPEN + reasoning_events(2, text, part) + ["completed"]
     assert {event["item_id"] for event in events if "item_id" in event} == {"rs_chatcmpl-1_item_0"}
-    for kind in ("reasoning_summary_text", "reasoning_text"):
-        assert [event["delta"] for event in events if event["type"] == "response.%s.delta" % kind] == ["h", "m"]
-        assert [event["text"] for event in events if event["type"] == "response.%s.done" % kind] == ["hm"]
+    assert [event["delta"] for event in events if "delta" in event] == ["h", "m"]
+    assert [event["text"] for event in events if "text" in event] == ["hm"]
+    assert {event[channel + "_index"] for event in events if "part" in event or "delta" in event} == {0}
+    (item,) = answer(events)["output"]
+    assert json.dumps(item).count('"hm"') == 1 and item[channel][0]["text"] == "hm"
+    assert item["summary"] == (item[channel] if channel == "summary" else [])
+    assert events[2]["item"] == {key: [] if key == channel else value for key, value in dict(
+        item, status="in_progress").items()}
 
 
 def test_a_refusal_is_a_part_of_the_message():
@@ -438,6 +448,45 @@ def test_choices_come_one_after_the_other():
     assert [record["finish_reason"] for record in answer(events)["chat_choices"]] == ["stop", "tool_calls"]
 
 
+def test_an_empty_piece_in_the_middle_of_a_text_is_nothing():
+    for empty in ("", None, []):
+        events = run(chunk({"content": "a"}), chunk({"content": empty}), chunk({"content": "b"}), STOP)
+        assert types(events) == OPEN + text_events(2) + ["completed"]
+        assert [event["delta"] for event in events if "delta" in event] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", [None, "", "function", "other"])
+def test_the_type_of_a_streamed_call_does_not_matter(kind):
+    first, second = fragment(0, "c1", "f", "{"), fragment(0, None, None, "}")
+    for part in first["tool_calls"] + second["tool_calls"]:
+        part["type"] = kind
+    events = run(chunk(first), chunk(second), chunk({}, "tool_calls"))
+    assert types(events) == OPEN + call_events(2) + ["completed"]
+    (call,) = answer(events)["output"]
+    assert (call["type"], call["name"], call["arguments"], call["status"]) == ("function_call", "f", "{}", "completed")
+
+
+def test_parallel_calls_of_one_index_are_two():
+    # So Dynamo and Ollama number them.
+    events = run(
+        chunk(fragment(0, "c1", "f", '{"a": 1}')),
+        chunk(fragment(0, "c2", "g", '{"b"')),
+        chunk(fragment(0, None, None, ": 2}")),
+        chunk({}, "tool_calls"),
+    )
+    assert [(item["call_id"], item["name"], item["arguments"]) for item in answer(events)["output"]] == [
+        ("c1", "f", '{"a": 1}'), ("c2", "g", '{"b": 2}'),
+    ]
+
+
+def test_the_halves_of_a_character_are_one_in_what_is_whole():
+    halves = [{"content": "\ud83d"}, {"content": "\ude00"}]
+    events = run(*[chunk({"reasoning": half["content"]}) for half in halves], *map(chunk, halves), STOP)
+    thought, message = answer(events)["output"]
+    assert thought["summary"][0]["text"] == message["content"][0]["text"] == "\U0001f600"
+    assert [event["text"] for event in events if "text" in event] == ["\U0001f600"] * 2
+
+
 # ---------------------------------------------------------------- ends
 
 
@@ -524,6 +573,30 @@ def test_a_chunk_of_the_request_that_was_refused_late_fails_the_response():
     assert machine.finish() == []
 
 
+class SoftLimit(Exception):
+    """Like celery's SoftTimeLimitExceeded."""
+
+
+@pytest.mark.parametrize("error", [
+    SoftLimit("3 s"), KeyboardInterrupt(), OSError("a file"), RequestCancelledError("enough"),
+])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_an_exception_that_is_not_the_streams_passes(error, before):
+    chunks = [chunk({"content": "a"}), chunk(fragment(0, "c1", "f", "{"))][:before]
+    seen = []
+    with pytest.raises(type(error)) as caught:
+        for event in iter_events(broken(chunks, error)):
+            seen.append(event["type"])
+    assert caught.value is error and "response.failed" not in seen
+
+
+def test_an_empty_finish_reason_is_no_end():
+    events = run(chunk({"content": "a"}, ""), chunk({"content": "b"}, ""), chunk({}, "length"), chunk({}, ""))
+    assert types(events) == OPEN + text_events(2) + ["incomplete"]
+    only = run(chunk({"content": "a"}, ""))
+    assert (answer(only)["status"], answer(only)["chat_choices"][0]["finish_reason"]) == ("completed", None)
+
+
 # ---------------------------------------------------------------- what vLLM adds
 
 
@@ -570,6 +643,27 @@ def test_logprobs_go_with_their_delta_and_with_the_whole():
     sent = [choice["logprobs"]["content"] for one in payloads for choice in one["choices"] if choice["logprobs"]]
     assert deltas == sent
     assert answer(events)["output"][0]["content"][0]["logprobs"] == sum(sent, [])
+
+
+def logged(delta, *tokens):
+    one = chunk(delta)
+    content = [{"token": token, "logprob": -1.0, "bytes": [], "top_logprobs": []} for token in tokens]
+    one["choices"][0]["logprobs"] = {"content": content}
+    return one
+
+
+def test_logprobs_of_text_that_reasoning_follows_are_its_own():
+    chunks = [logged({"content": "a"}, "a"), logged({"reasoning": "th"}, "t", "h"), logged({"content": "b"}, "b"), STOP]
+    first, _, second = answer(run(*chunks))["output"]
+    assert [token["token"] for token in first["content"][0]["logprobs"]] == ["a"]
+    assert [token["token"] for token in second["content"][0]["logprobs"]] == ["b"]
+    events = run(*chunks[:2], STOP)
+    (done,) = [event for event in events if event["type"] == "response.output_text.done"]
+    assert [token["token"] for token in done["logprobs"]] == ["a"]
+    _, message = from_chat(folded(chunks[:2]))["output"]
+    assert [token["token"] for token in message["content"][0]["logprobs"]] == ["a"]
+    record = answer(events)["chat_choices"][0]
+    assert [token["token"] for token in record["logprobs"]["content"]] == ["a", "t", "h"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Responses requests → chat requests (SPEC §5.1)."""
+"""Responses requests → chat requests."""
 
 import copy
 

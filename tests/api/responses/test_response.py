@@ -1,4 +1,4 @@
-"""Chat completions → Responses (SPEC §5.2)."""
+"""Chat completions → Responses."""
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_every_recorded_completion_gives_a_valid_response(name):
 def test_the_same_question_gives_what_vllm_itself_answers_as_a_response():
     # think_responses_plain and think_reasoning were recorded from one server with one question.
     native = wire.load("think_responses_plain").json
-    ours = from_chat(wire.load("think_reasoning").json)
+    ours = from_chat(wire.load("think_reasoning").json, to_chat({"input": "x", "include": ["reasoning.content"]})[1])
     assert [item["type"] for item in ours["output"]] == [item["type"] for item in native["output"]]
     for mine, theirs in zip(ours["output"], native["output"]):
         assert [part["text"] for part in mine["content"]] == [part["text"] for part in theirs["content"]]
@@ -69,7 +69,6 @@ def test_reasoning_then_message_then_calls():
         "type": "reasoning",
         "id": "rs_chatcmpl-1_item_0",
         "summary": [{"type": "summary_text", "text": "hm"}],
-        "content": [{"type": "reasoning_text", "text": "hm"}],
         "status": "completed",
     }
     assert message == {
@@ -91,8 +90,8 @@ def test_reasoning_then_message_then_calls():
 
 
 def test_either_name_of_reasoning_is_read():
-    assert output({"reasoning_content": "a"})[0]["content"][0]["text"] == "a"
-    assert output({"reasoning": "b"})[0]["content"][0]["text"] == "b"
+    assert output({"reasoning_content": "a"})[0]["summary"][0]["text"] == "a"
+    assert output({"reasoning": "b"})[0]["summary"][0]["text"] == "b"
 
 
 def test_refusal_and_annotations():
@@ -174,6 +173,7 @@ def test_custom_and_namespaced_calls_come_back_as_what_was_asked_for():
         ("stop", "completed", None),
         ("tool_calls", "completed", None),
         (None, "completed", None),
+        ("", "completed", None),
         ("length", "incomplete", {"reason": "max_output_tokens"}),
         ("content_filter", "incomplete", {"reason": "content_filter"}),
         ("repetition", "incomplete", {"reason": "content_filter"}),
@@ -185,6 +185,7 @@ def test_the_finish_reason_is_the_status(finish, status, details):
     response = from_chat(completion({"reasoning": "r", "content": "a"}, finish=finish))
     check_response(response)
     assert (response["status"], response["incomplete_details"]) == (status, details)
+    assert response["completed_at"] == (5 if status == "completed" else None)
     assert (response["error"] is not None) == (status == "failed")
     last = "completed" if status == "completed" else "incomplete"
     assert [item["status"] for item in response["output"]] == ["completed", last]
@@ -201,6 +202,12 @@ def test_every_choice_gives_its_items_and_any_length_decides():
     ]
     assert [item["id"] for item in response["output"]] == ["msg_chatcmpl-1_item_0", "msg_chatcmpl-1_item_1"]
     assert response["status"] == "incomplete"
+
+
+def test_a_clock_tells_when_it_was_completed():
+    for now, completed_at in ((9.7, 9), (3.0, 5)):  # a server's clock may be ahead of ours
+        context = to_chat({"input": "x"}, clock=lambda: now)[1]
+        assert from_chat(completion({"content": "a"}), context)["completed_at"] == completed_at
 
 
 def test_usage_with_its_details():

@@ -1,39 +1,50 @@
-"""Chat chunks → Responses events (SPEC §5.3): a state machine, and a generator over it."""
+"""Chat chunks, or a whole chat completion, → Responses events and the Response that they end in."""
 
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 from ...errors import BridgeError, IncompleteStreamError, RequestCancelledError, payload_error
-from .context import ResponseContext
-from .drafts import CallDraft, ChoiceDraft, MessageDraft, ReasoningDraft
-from .output import CallIds, annotations_of, arguments_text, dicts, logprobs_of, text_of
-from .partial import error_event
+from ..folding import index_of, is_finish, joined, objects
+from ..tool_calls import arguments_text
+from .output import PARTS, CallDraft, CallIds, ChoiceDraft, ItemDraft, annotations_of, logprobs_of, part_of, text_of
 from .response import (
-    CHAT_FIELDS,
-    Outcome,
-    chat_id_of,
-    error_outcome,
-    index_of,
-    item_name,
-    kept,
-    outcome,
-    render,
-    usage_of,
+    CHAT_FIELDS, Outcome, ResponseContext, chat_id_of, error_event, error_outcome, kept, outcome, render, usage_of,
 )
 
-__all__ = ["ResponseEvents", "iter_events"]
+__all__ = ["ResponseEvents", "from_chat", "iter_events"]
 
 Json = Dict[str, Any]
 
 # The keys of a chunk, and of its choice, that brings text and nothing else.
 _PLAIN_CHUNK = frozenset(("id", "object", "created", "model", "choices"))
 _PLAIN_CHOICE = frozenset(("index", "delta", "logprobs", "finish_reason", "token_ids"))
+_LEGACY = -1  # the number of the one call of the form before tools
+
+
+def from_chat(completion: Json, context: Optional[ResponseContext] = None) -> Json:
+    """Return the complete Response for a chat completion: what the events of one chunk with all of it end in.
+
+    Every choice yields its items, in order: reasoning, message, calls. Fields that only vLLM sends
+    are kept where they are not null: those of the completion at the top, those of a choice and its
+    message under ``chat_choices``, beside its ``index`` and ``finish_reason``.
+    """
+    choices = []
+    for choice in sorted(objects(completion.get("choices")), key=index_of):
+        message = choice.get("message")
+        delta = dict(message) if isinstance(message, dict) else {}
+        delta["tool_calls"] = [dict(call, index=at) for at, call in enumerate(objects(delta.get("tool_calls")))]
+        choices.append(dict(choice, delta=delta))
+    machine = ResponseEvents(context)
+    machine.take(dict(completion, choices=choices))
+    machine.finish()
+    assert machine.response is not None
+    return machine.response
 
 
 def iter_events(chunks: Iterable[Json], context: Optional[ResponseContext] = None) -> Iterator[Json]:
     """Yield the Responses events of a chat stream.
 
     An error before the first event is raised; a later one becomes ``response.failed``, unless it is the reader's own
-    wish, `RequestCancelledError`.
+    wish, `RequestCancelledError`. Exceptions that are not the bridge's pass.
     """
     machine = ResponseEvents(context)
     try:
@@ -47,7 +58,8 @@ def iter_events(chunks: Iterable[Json], context: Optional[ResponseContext] = Non
             raise
         last = error.payload
         if isinstance(error, IncompleteStreamError) and isinstance(last, dict):
-            yield from machine.feed(last)  # the chunk that says abort may bring text (kill_sigterm_api_chat_stream)
+            # The chunk that says abort may bring text (tests/data/vllm-0.32.0/kill_sigterm_api_chat_stream.json).
+            yield from machine.feed(last)
         yield from machine.fail(error)
     else:
         yield from machine.finish()
@@ -73,7 +85,6 @@ class ResponseEvents:
         self._out: List[Json] = []
         self._over = False
         self._head: Json = {}  # the first chunk: id, time and model
-        self._chat_id = ""
         self._ids = CallIds("")
         self._usage: Any = None
         self._extra: Json = {}
@@ -81,80 +92,30 @@ class ResponseEvents:
         self._choice = ChoiceDraft(0)
         self._ended: List[ChoiceDraft] = []
         self._waiting: Dict[int, List[Json]] = {}
-        self._text: Optional[MessageDraft] = None  # set while a text part is open: the fast way
+        self._text: Optional[ItemDraft] = None  # set while a text part is open: the fast way
 
-    # ------------------------------------------------------------ the three verbs
+    # ------------------------------------------------------------ the verbs
 
     def feed(self, chunk: Json) -> List[Json]:
-        """Return the events of one chat chunk."""
-        draft = self._text
-        if draft is not None and chunk.keys() <= _PLAIN_CHUNK:
-            choices = chunk.get("choices")
-            if isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict):
-                choice = choices[0]
-                delta = choice.get("delta")
-                if (
-                    isinstance(delta, dict)
-                    and len(delta) == 1
-                    and "content" in delta
-                    and choice.get("finish_reason") is None
-                    and choice.get("logprobs") is None
-                    and choice.get("token_ids") is None
-                    and not choice.get("index")
-                    and choice.keys() <= _PLAIN_CHOICE
-                ):
-                    text = delta["content"]
-                    if text and isinstance(text, str):
-                        draft.pieces.append(text)
-                        number = self._number
-                        self._number = number + 1
-                        return [
-                            {
-                                "type": "response.output_text.delta",
-                                "sequence_number": number,
-                                "item_id": draft.item_id,
-                                "output_index": draft.output_index,
-                                "content_index": draft.content_index,
-                                "delta": text,
-                                "logprobs": [],
-                            }
-                        ]
-        return self._feed(chunk)
-
-    def finish(self) -> List[Json]:
-        """Return the events that close a stream which came to its end."""
-        if self._over:
-            return []
-        if not self.opened:
-            return self.fail(IncompleteStreamError("the stream ended before it brought an answer"))
-        self._out = []
-        self._end_choices(None)
-        self._terminal(outcome([ended.finish_reason for ended in self._ended]))
-        return self._out
-
-    def fail(self, error: BridgeError) -> List[Json]:
-        """Return the events that close a stream which an error ended."""
-        if self._over:
-            return []
-        self._out = []
-        if self.opened:
-            self._end_choices("incomplete")
-            self._terminal(error_outcome(error))
-        else:  # no id to report a Response under
-            self._over = True
-            self._out.append(error_event(error, self._number))
-            self._number += 1
-        return self._out
-
-    # ------------------------------------------------------------ chunks
-
-    def _feed(self, chunk: Json) -> List[Json]:
+        """Return the events of one chat chunk; one that is an error fails the Response."""
+        item = self._text
+        if item is not None and chunk.keys() <= _PLAIN_CHUNK:
+            text = _plain_text(chunk)
+            if text:
+                self._out = []
+                item.pieces.append(text)
+                self._emit("response.output_text.delta", **item.where(), delta=text, logprobs=[])
+                return self._out
         if self._over:
             return []
         if "error" in chunk or "choices" not in chunk:
             error = payload_error(chunk)
             if error is not None:
                 return self.fail(error)
+        return self.take(chunk)
+
+    def take(self, chunk: Json) -> List[Json]:
+        """Return the events of a chat chunk that is known to be no error."""
         self._out = []
         if not self.opened:
             self._open(chunk)
@@ -164,139 +125,133 @@ class ResponseEvents:
             self._head["service_tier"] = chunk["service_tier"]
         if len(chunk) > len(_PLAIN_CHUNK):
             self._extra.update(kept(chunk, CHAT_FIELDS))
-        for choice in dicts(chunk.get("choices")):
+        for choice in objects(chunk.get("choices")):
             index = index_of(choice)
             if index == 0:
-                self._take(choice)
+                self._take_choice(choice)
             else:
                 self._waiting.setdefault(index, []).append(choice)
         return self._out
 
+    def finish(self) -> List[Json]:
+        """Return the events that close a stream which came to its end."""
+        if self._over:
+            return []
+        if not self.opened:
+            return self.fail(IncompleteStreamError("the stream ended before it brought an answer"))
+        self._out = []
+        self._end_choices(False)
+        self._end(outcome([ended.finish_reason for ended in self._ended]))
+        return self._out
+
+    def fail(self, error: BridgeError) -> List[Json]:
+        """Return the events that close a stream which an error ended."""
+        if self._over:
+            return []
+        self._out = []
+        if self.opened:
+            self._end_choices(True)
+            self._end(error_outcome(error))
+        else:  # no id to report a Response under
+            self._over = True
+            self._out.append(error_event(error, self._number))
+            self._number += 1
+        return self._out
+
+    # ------------------------------------------------------------ chunks
+
     def _open(self, chunk: Json) -> None:
         self.opened = True
         self._head = {key: chunk.get(key) for key in ("id", "created", "model")}
-        self._chat_id = chat_id_of(chunk)
-        self._ids = CallIds(self._chat_id)
+        self._ids = CallIds(chat_id_of(chunk))
         for kind in ("response.created", "response.in_progress"):
             self._emit(kind, response=render(self._context, self._head, Outcome("in_progress"), []))
 
-    def _take(self, choice: Json) -> None:
-        """Take in one choice of a chunk."""
-        draft = self._choice
-        draft.fold(choice)
+    def _take_choice(self, choice: Json) -> None:
+        self._choice.fold(choice)
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             return
-        tokens = logprobs_of(choice.get("logprobs"))
         # vLLM says reasoning since 0.16, reasoning_content before; a bridge may mirror them.
         thought = text_of(delta.get("reasoning") or delta.get("reasoning_content"))
-        if thought:
-            self._think(thought)
+        self._say("reasoning", self._context.reasoning, thought)
         text = text_of(delta.get("content"))
         if text:
-            self._say(text, tokens)
+            self._say("message", "output_text", text, logprobs=logprobs_of(choice.get("logprobs")))
         for annotation in annotations_of(delta.get("annotations")):
             self._annotate(annotation)
-        refusal = text_of(delta.get("refusal"))
-        if refusal:
-            self._refuse(refusal)
-        for fragment in dicts(delta.get("tool_calls")):
-            self._fragment(draft.call_of(fragment), fragment)
+        self._say("message", "refusal", text_of(delta.get("refusal")))
+        for place, fragment in enumerate(objects(delta.get("tool_calls"))):
+            self._fragment(self._choice.numbers.number(fragment, place), fragment)
         if isinstance(delta.get("function_call"), dict):  # the form before tools
-            self._fragment(draft.legacy_call(), {"function": delta["function_call"]})
+            self._fragment(_LEGACY, {"function": delta["function_call"]})
 
-    # ------------------------------------------------------------ reasoning
+    # ------------------------------------------------------------ reasoning and messages
 
-    def _think(self, text: str) -> None:
-        item = self._choice.item
-        if not isinstance(item, ReasoningDraft):
-            item = ReasoningDraft(self._begin("rs_"), len(self._output))
-            self._add(item, item.item(""))
-            at = {"item_id": item.item_id, "output_index": item.output_index}
-            self._emit(_SUMMARY + "_part.added", **at, summary_index=0, part=_summary(""))
-            self._emit("response.content_part.added", **at, content_index=0, part=_thought(""))
-        item.pieces.append(text)
-        at = {"item_id": item.item_id, "output_index": item.output_index}
-        self._emit(_SUMMARY + "_text.delta", **at, summary_index=0, delta=text)
-        self._emit("response.reasoning_text.delta", **at, content_index=0, delta=text)
-
-    def _end_reasoning(self, item: ReasoningDraft, status: str) -> None:
-        text = "".join(item.pieces)
-        at = {"item_id": item.item_id, "output_index": item.output_index}
-        self._emit(_SUMMARY + "_text.done", **at, summary_index=0, text=text)
-        self._emit(_SUMMARY + "_part.done", **at, summary_index=0, part=_summary(text))
-        self._emit("response.reasoning_text.done", **at, content_index=0, text=text)
-        self._emit("response.content_part.done", **at, content_index=0, part=_thought(text))
-        self._choice.thoughts += text
-        self._close(item.output_index, item.item(status))
-
-    # ------------------------------------------------------------ messages
-
-    def _message(self) -> MessageDraft:
-        item = self._choice.item
-        if not isinstance(item, MessageDraft):
-            item = MessageDraft(self._begin("msg_"), len(self._output))
-            self._add(item, item.item("in_progress"))
-        return item
-
-    def _open_part(self, kind: str) -> MessageDraft:
-        item = self._message()
-        if item.kind != kind:
-            self._end_part(item, False)
-            item.kind = kind
-            self._emit("response.content_part.added", **item.where(), part=item.part([]))
-            if kind == "output_text":
-                self._text = item if self._choice.index == 0 else None
-        return item
-
-    def _say(self, text: str, tokens: List[Json]) -> None:
-        item = self._open_part("output_text")
-        item.pieces.append(text)
-        self._emit("response.output_text.delta", **item.where(), delta=text, logprobs=tokens)
+    def _say(self, kind: str, part: str, text: str, **fields: Any) -> None:
+        """Tell a piece of text, of an item of this kind and in a part of this type."""
+        if text:
+            item = self._part(kind, part)
+            item.pieces.append(text)
+            self._emit(PARTS[part].text_event + ".delta", **item.where(), delta=text, **fields)
 
     def _annotate(self, annotation: Json) -> None:
-        item = self._open_part("output_text")
-        index = len(item.annotations)
+        item = self._part("message", "output_text")
+        at = len(item.annotations)
         item.annotations.append(annotation)
-        self._emit(
-            "response.output_text.annotation.added",
-            **item.where(),
-            annotation_index=index,
-            annotation=annotation,
-        )
+        told = "response.output_text.annotation.added"
+        self._emit(told, **item.where(), annotation_index=at, annotation=annotation)
 
-    def _refuse(self, text: str) -> None:
-        item = self._open_part("refusal")
-        item.pieces.append(text)
-        self._emit("response.refusal.delta", **item.where(), delta=text)
+    def _part(self, kind: str, part: str) -> ItemDraft:
+        """Return the open item with a part of this type open; end what is open instead."""
+        item = self._choice.item
+        if item is None or item.kind != kind:
+            self._end_item("completed", False)
+            item = self._choice.item = ItemDraft(kind, self._name(), len(self._output), self._context)
+            self._add(item.shown("in_progress"))
+        if item.part != part:
+            self._end_part(item, False)
+            item.part = part
+            self._emit(PARTS[part].part_event + ".added", **item.where(), part=part_of(part, ""))
+            if part == "output_text" and self._choice.index == 0:
+                self._text = item
+        return item
 
-    def _end_part(self, item: MessageDraft, at_end: bool) -> None:
-        if not item.kind:
+    def _end_part(self, item: ItemDraft, at_end: bool) -> None:
+        if not item.part:
             return
         self._text = None
-        tokens = self._choice.place(item, at_end) if item.kind == "output_text" else []
-        part = item.part(tokens)
-        if item.kind == "output_text":
-            self._emit("response.output_text.done", **item.where(), text=part["text"], logprobs=tokens)
-        else:
-            self._emit("response.refusal.done", **item.where(), refusal=part["refusal"])
-        self._emit("response.content_part.done", **item.where(), part=part)
+        place, text, fields = PARTS[item.part], joined(item.pieces), {}
+        if item.part == "output_text":
+            fields["logprobs"] = self._choice.place(text, at_end)
+        elif item.kind == "reasoning":
+            self._choice.thoughts += text
+        part = part_of(item.part, text, **fields)
+        self._emit(place.text_event + ".done", **item.where(), **{place.field: text}, **fields)
+        if item.annotations:
+            part["annotations"] = item.annotations
+        self._emit(place.part_event + ".done", **item.where(), part=part)
         item.end_part(part)
+
+    def _end_item(self, status: str, at_end: bool) -> None:
+        item = self._choice.item
+        self._choice.item = None
+        if item is not None:
+            self._end_part(item, at_end)
+            self._close(item.output_index, item.shown(status))
 
     # ------------------------------------------------------------ calls
 
-    def _fragment(self, call: CallDraft, fragment: Json) -> None:
+    def _fragment(self, number: int, fragment: Json) -> None:
+        call = self._choice.call(number)
         function = fragment.get("function")
         function = function if isinstance(function, dict) else {}
         arguments = arguments_text(function.get("arguments"))
-        call.latch(fragment.get("id"), function.get("name"))
-        if arguments:
-            call.pieces.append(arguments)
+        call.take(fragment.get("id"), function.get("name"), arguments)
         if call.opened:
-            if arguments:
-                self._arguments(call, arguments)
+            self._arguments(call, arguments)
             return
-        for waiting in self._choice.calls:  # in their order, so that indexes follow it
+        for waiting in self._choice.calls.values():  # in their order, so that indexes follow it
             if not waiting.opened:
                 if not (waiting.call_id and waiting.name):
                     break
@@ -304,59 +259,41 @@ class ResponseEvents:
 
     def _open_call(self, call: CallDraft) -> None:
         self._end_item("completed", False)
-        tool = self._context.tool(call.name)
-        call.open(tool, self._ids.take(call.call_id, self._choice.index, call.number), self._next())
-        call.output_index = len(self._output)
+        call.opened = True
+        call.tool = self._context.tool(call.name)
+        call.call_id = self._ids.take(call.call_id, self._choice.index, max(call.number, 0))
+        call.item_name, call.output_index = self._name(), len(self._output)
         item = call.item("in_progress", "")
         call.item_id = item["id"]
-        self._emit("response.output_item.added", output_index=call.output_index, item=item)
-        self._output.append(item)
-        arguments = "".join(call.pieces)
-        if arguments:
-            self._arguments(call, arguments)
+        self._add(item)
+        self._arguments(call, joined(call.pieces))
 
     def _arguments(self, call: CallDraft, arguments: str) -> None:
-        if call.tool.kind == "function":  # a custom tool's input is inside, known when complete
+        if arguments and call.tool.kind == "function":  # a custom tool's input is inside, known when complete
             at = {"item_id": call.item_id, "output_index": call.output_index}
             self._emit("response.function_call_arguments.delta", **at, delta=arguments)
 
     def _end_call(self, call: CallDraft, status: str) -> None:
-        item = call.item(status, "".join(call.pieces))
+        item = call.item(status, joined(call.pieces))
         at = {"item_id": call.item_id, "output_index": call.output_index}
         if call.tool.kind == "custom":
-            given = item["input"]
-            if given:
-                self._emit("response.custom_tool_call_input.delta", **at, delta=given)
-            self._emit("response.custom_tool_call_input.done", **at, input=given)
+            if item["input"]:
+                self._emit("response.custom_tool_call_input.delta", **at, delta=item["input"])
+            self._emit("response.custom_tool_call_input.done", **at, input=item["input"])
         else:
-            self._emit(
-                "response.function_call_arguments.done", **at, name=item["name"], arguments=item["arguments"]
-            )
+            done = "response.function_call_arguments.done"
+            self._emit(done, **at, name=item["name"], arguments=item["arguments"])
         self._close(call.output_index, item)
 
     # ------------------------------------------------------------ items
 
-    def _begin(self, prefix: str) -> str:
-        """End the open item and return the id of the next."""
-        self._end_item("completed", False)
-        return prefix + self._next()
+    def _name(self) -> str:
+        """Return the next item's id without its prefix."""
+        return "%s_item_%d" % (chat_id_of(self._head), len(self._output))
 
-    def _next(self) -> str:
-        return item_name(self._chat_id, len(self._output))
-
-    def _add(self, item: Union[ReasoningDraft, MessageDraft], shown: Json) -> None:
-        self._choice.item = item
-        self._output.append(shown)
-        self._emit("response.output_item.added", output_index=item.output_index, item=shown)
-
-    def _end_item(self, status: str, at_end: bool) -> None:
-        item = self._choice.item
-        self._choice.item = None
-        if isinstance(item, ReasoningDraft):
-            self._end_reasoning(item, status)
-        elif isinstance(item, MessageDraft):
-            self._end_part(item, at_end)
-            self._close(item.output_index, item.item(status))
+    def _add(self, item: Json) -> None:
+        self._emit("response.output_item.added", output_index=len(self._output), item=item)
+        self._output.append(item)
 
     def _close(self, output_index: int, item: Json) -> None:
         self._output[output_index] = item
@@ -364,30 +301,30 @@ class ResponseEvents:
 
     # ------------------------------------------------------------ the end
 
-    def _end_choices(self, forced: Optional[str]) -> None:
-        self._end_choice(forced)
+    def _end_choices(self, failed: bool) -> None:
+        self._end_choice(failed)
         for index in sorted(self._waiting):
             self._choice = ChoiceDraft(index)
             for choice in self._waiting[index]:
-                self._take(choice)
-            self._end_choice(forced)
+                self._take_choice(choice)
+            self._end_choice(failed)
 
-    def _end_choice(self, forced: Optional[str]) -> None:
+    def _end_choice(self, failed: bool) -> None:
         """Close what is open, in the order of ``output_index``; the last of it may be cut short."""
         choice = self._choice
-        for call in choice.calls:
+        for call in choice.calls.values():
             if not call.opened:
                 self._open_call(call)
-        complete = forced is None and outcome([choice.finish_reason]).status == "completed"
+        complete = not failed and outcome([choice.finish_reason]).status == "completed"
         last = len(self._output) - 1
-        for call in choice.calls:
+        for call in choice.calls.values():
             whole = call.well_formed() and (complete or call.output_index != last)
             self._end_call(call, "completed" if whole else "incomplete")
         self._end_item("completed" if complete else "incomplete", True)
         if choice.seen:
             self._ended.append(choice)
 
-    def _terminal(self, result: Outcome) -> None:
+    def _end(self, result: Outcome) -> None:
         self._over = True
         self._extra["chat_choices"] = [ended.record() for ended in self._ended]
         usage = usage_of(self._usage)
@@ -395,18 +332,20 @@ class ResponseEvents:
         self._emit("response." + result.status, response=self.response)
 
     def _emit(self, kind: str, **fields: Any) -> None:
-        event: Json = {"type": kind, "sequence_number": self._number}
-        event.update(fields)
+        self._out.append({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
-        self._out.append(event)
 
 
-_SUMMARY = "response.reasoning_summary"
-
-
-def _summary(text: str) -> Json:
-    return {"type": "summary_text", "text": text}
-
-
-def _thought(text: str) -> Json:
-    return {"type": "reasoning_text", "text": text}
+def _plain_text(chunk: Json) -> Optional[str]:
+    """Return the text of a chunk that brings nothing else for the first choice."""
+    choices = chunk.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        return None
+    choice = choices[0]
+    delta = choice.get("delta")
+    if not isinstance(delta, dict) or len(delta) != 1 or choice.get("index") or not choice.keys() <= _PLAIN_CHOICE:
+        return None
+    if is_finish(choice.get("finish_reason")) or choice.get("logprobs") or choice.get("token_ids"):
+        return None
+    text = delta.get("content")
+    return text if isinstance(text, str) else None

@@ -1,10 +1,10 @@
-"""Responses request → chat request (SPEC §5.1)."""
+"""Responses request → chat request."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ...errors import BadRequestError
-from .context import ResponseContext
-from .items import Conversation
+from .response import ResponseContext
+from .input import Conversation
 from .tools import Toolbox
 
 __all__ = ["to_chat"]
@@ -16,7 +16,7 @@ _STATEFUL = {
     "background": "leave it out and wait for the answer, or stream it",
     "prompt": "send the text of the prompt template in instructions and input",
 }
-# Fields that are converted below, or that mean nothing to a chat request (SPEC §5.1).
+# Fields that are converted below, or that mean nothing to a chat request.
 _CONVERTED = frozenset(_STATEFUL) | {
     "input",
     "instructions",
@@ -32,11 +32,14 @@ _CONVERTED = frozenset(_STATEFUL) | {
 _LOGPROBS = "message.output_text.logprobs"
 
 
-def to_chat(body: Dict[str, Any]) -> Tuple[Dict[str, Any], ResponseContext]:
+def to_chat(
+    body: Dict[str, Any], clock: Optional[Callable[[], float]] = None
+) -> Tuple[Dict[str, Any], ResponseContext]:
     """Return the chat request for a Responses request, and what its Response must know.
 
-    Every field that is not the Responses API's own goes through as it is. Raise `BadRequestError`,
-    its ``param`` set, for what cannot be asked of a server that remembers nothing.
+    `clock` returns the seconds since the epoch, for ``completed_at``. Every field that is not the Responses API's own
+    goes through as it is. Raise `BadRequestError`, its ``param`` set, for what cannot be asked of a server that
+    remembers nothing.
     """
     body = {key: value for key, value in body.items() if value is not None}
     _refuse_state(body)
@@ -69,6 +72,7 @@ def to_chat(body: Dict[str, Any]) -> Tuple[Dict[str, Any], ResponseContext]:
         tool_choice=echoed_choice,
         names=toolbox.names,
         warnings=_once(toolbox.warnings + talk.warnings),
+        clock=clock,
     )
     return chat, context
 
@@ -143,7 +147,7 @@ def _logprobs(body: Dict[str, Any], chat: Dict[str, Any]) -> None:
     include = body.get("include") or []
     wanted = isinstance(include, list) and _LOGPROBS in include
     if wanted or body.get("top_logprobs"):
-        # vLLM 0.32.0 refuses top_logprobs without it (err_top_logprobs_without_logprobs).
+        # vLLM 0.32.0 refuses top_logprobs without it (tests/data/vllm-0.32.0/err_top_logprobs_without_logprobs.json).
         chat.setdefault("logprobs", True)
     elif chat.get("top_logprobs") == 0:
         del chat["top_logprobs"]

@@ -1,162 +1,127 @@
-"""Chat completion → Response (SPEC §5.2)."""
+"""What a Response is made of: its items, how it ended, its usage, and the fields of its request that it repeats."""
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from ...errors import BridgeError, exceeds_context, http_status
-from .context import ResponseContext
-from .output import (
-    CallIds,
-    annotations_of,
-    arguments_text,
-    call_item,
-    dicts,
-    logprobs_of,
-    message_item,
-    reasoning_item,
-    refusal_part,
-    text_of,
-    text_part,
-    token_range,
-    well_formed,
-)
+from ..folding import is_finish
 
-__all__ = ["Outcome", "choice_record", "error_outcome", "from_chat", "kept", "outcome", "render", "usage_of"]
+__all__ = [
+    "CHAT_FIELDS", "Outcome", "ResponseContext", "ToolName", "chat_id_of", "error_event", "error_outcome", "kept",
+    "outcome", "render", "usage_of",
+]
 
 Json = Dict[str, Any]
 
 # What has its own place in a Response; every other field of the reply is kept as it came.
 CHAT_FIELDS = frozenset(("id", "object", "created", "model", "choices", "usage", "service_tier"))
-CHOICE_FIELDS = frozenset(("index", "message", "delta", "finish_reason", "logprobs"))
-MESSAGE_FIELDS = frozenset(
-    (
-        "role",
-        "content",
-        "refusal",
-        "annotations",
-        "function_call",
-        "tool_calls",
-        "reasoning",
-        "reasoning_content",
-    )
-)
+
+_ENCRYPTED = "reasoning.encrypted_content"
+_OPEN = "reasoning.content"
 
 
-def from_chat(completion: Json, context: Optional[ResponseContext] = None) -> Json:
-    """Return the complete Response for a chat completion.
+class ToolName(NamedTuple):
+    """What a chat function is called in the Responses request.
 
-    Every choice yields its items, in order: reasoning, message, calls. Fields that only vLLM sends
-    are kept where they are not null: those of the completion at the top, those of a choice and its
-    message under ``chat_choices``, beside its ``index`` and ``finish_reason``.
+    ``kind`` is ``function`` or ``custom``.
     """
-    context = context or ResponseContext()
-    chat_id = chat_id_of(completion)
-    ids = CallIds(chat_id)
-    output: List[Json] = []
-    records: List[Json] = []
-    choices = sorted(dicts(completion.get("choices")), key=index_of)
-    for choice in choices:
-        message = choice.get("message")
-        message = message if isinstance(message, dict) else {}
-        result = outcome([choice.get("finish_reason")])
-        tokens = logprobs_of(choice.get("logprobs"))
-        items = _Items(context, chat_id, index_of(choice), ids, len(output))
-        placed = items.fill(message, tokens)
-        if items.made and result.status != "completed":
-            items.made[-1]["status"] = "incomplete"
-        output += items.made
-        extra = dict(kept(choice, CHOICE_FIELDS), **kept(message, MESSAGE_FIELDS))
-        records.append(choice_record(index_of(choice), choice.get("finish_reason"), extra, tokens, placed))
-    return render(
-        context,
-        completion,
-        outcome([choice.get("finish_reason") for choice in choices]),
-        output,
-        usage_of(completion.get("usage")),
-        dict(kept(completion, CHAT_FIELDS), chat_choices=records),
-    )
+
+    kind: str
+    name: str
+    namespace: Optional[str] = None
 
 
-class _Items:
-    """The output items of one choice."""
+class ResponseContext:
+    """What a Response must know of the request that it answers.
 
-    def __init__(self, context: ResponseContext, chat_id: str, choice: int, ids: CallIds, start: int) -> None:
-        self.made: List[Json] = []
-        self._choice = choice
-        self._context = context
-        self._chat_id = chat_id
-        self._ids = ids
-        self._start = start
-
-    def fill(self, message: Json, tokens: List[Json]) -> int:
-        """Make the items of a message and return how many of the tokens found a place in them."""
-        thoughts = text_of(message.get("reasoning") or message.get("reasoning_content"))
-        if thoughts:
-            self.made.append(reasoning_item("rs_" + self._next(), thoughts, "completed"))
-        text, refusal = text_of(message.get("content")), text_of(message.get("refusal"))
-        annotations = annotations_of(message.get("annotations"))
-        calls = dicts(message.get("tool_calls"))
-        if isinstance(message.get("function_call"), dict):  # the form before tools
-            calls = calls + [{"function": message["function_call"]}]
-        placed: List[Json] = []
-        parts = []
-        if text or annotations:
-            placed = token_range(tokens, text, thoughts, not calls and not refusal)
-            parts.append(text_part(text, annotations, placed))
-        if refusal:
-            parts.append(refusal_part(refusal))
-        if parts:
-            self.made.append(message_item("msg_" + self._next(), parts, "completed"))
-        for number, call in enumerate(calls):
-            self._call(call, number)
-        return len(placed)
-
-    def _call(self, call: Json, number: int) -> None:
-        function = call.get("function")
-        function = function if isinstance(function, dict) else {}
-        arguments = arguments_text(function.get("arguments"))
-        tool = self._context.tool(text_of(function.get("name")))
-        status = "completed" if well_formed(arguments) else "incomplete"
-        call_id = self._ids.take(call.get("id"), self._choice, number)
-        self.made.append(call_item(tool, self._next(), call_id, arguments, status))
-
-    def _next(self) -> str:
-        return item_name(self._chat_id, self._start + len(self.made))
-
-
-# ---------------------------------------------------------------- what a reply and a stream share
-
-
-def chat_id_of(chat: Json) -> str:
-    """Return the id of a completion or chunk; all ids of the Response are made of it."""
-    chat_id = chat.get("id")
-    return chat_id if isinstance(chat_id, str) and chat_id else "unnamed"
-
-
-def item_name(chat_id: str, output_index: int) -> str:
-    """Return an item's id without its prefix."""
-    return "%s_item_%d" % (chat_id, output_index)
-
-
-def index_of(choice: Json) -> int:
-    """Return the index of a choice, 0 when it has none."""
-    index = choice.get("index")
-    return index if isinstance(index, int) else 0
-
-
-def kept(fields: Json, known: Any) -> Json:
-    """Return the fields that have no place of their own and a value."""
-    return {key: value for key, value in fields.items() if key not in known and value is not None}
-
-
-def choice_record(index: int, finish_reason: Any, extra: Json, tokens: List[Json], placed: int) -> Json:
-    """Return what ``chat_choices`` keeps of one choice.
-
-    The logprobs stand here as well when some of them (of reasoning, of calls) are in no text part.
+    ``echo`` holds every field of a Response that the request alone decides; ``names`` maps the name
+    of a chat function to the tool that it stands for, where the two differ; ``warnings`` tells, one
+    sentence each, what of the request had no place in the chat request. ``model`` stands in for a
+    reply that names none. ``reasoning`` is the type of part that reasoning is told in, ``seal`` makes
+    ``encrypted_content`` of it, where that is wanted. ``clock`` returns the seconds since the epoch.
     """
-    record = dict({"index": index, "finish_reason": finish_reason}, **extra)
-    if placed < len(tokens):
-        record["logprobs"] = {"content": tokens}
-    return record
+
+    def __init__(
+        self,
+        body: Optional[Json] = None,
+        *,
+        tools: Optional[List[Json]] = None,
+        tool_choice: Any = None,
+        names: Optional[Dict[str, ToolName]] = None,
+        warnings: Optional[List[str]] = None,
+        seal: Optional[Callable[[str], str]] = None,
+        clock: Optional[Callable[[], float]] = None,
+    ) -> None:
+        body = body or {}
+        include = body.get("include")
+        include = include if isinstance(include, list) else []
+        self.model: Any = body.get("model")
+        self.names = names or {}
+        self.warnings = warnings or []
+        self.reasoning = "reasoning_text" if _OPEN in include else "summary_text"
+        self.seal = seal if _ENCRYPTED in include else None
+        self.clock = clock
+        self.echo = _echo(body, tools or [], tool_choice or "auto", self.warnings)
+
+    def tool(self, chat_name: str) -> ToolName:
+        """Return the tool that a chat function stands for; by default the function of that name."""
+        return self.names.get(chat_name) or ToolName("function", chat_name)
+
+
+def _echo(body: Json, tools: List[Json], tool_choice: Any, warnings: List[str]) -> Json:
+    # The Open Responses schema wants a number where OpenAI's own types allow null: its defaults.
+    return {
+        "instructions": body.get("instructions"),
+        "tools": tools,
+        "tool_choice": tool_choice,
+        "parallel_tool_calls": _given(body, "parallel_tool_calls", True),
+        "text": _text(body.get("text")),
+        "reasoning": _reasoning(body.get("reasoning")),
+        "temperature": _given(body, "temperature", 1.0),
+        "top_p": _given(body, "top_p", 1.0),
+        "presence_penalty": _given(body, "presence_penalty", 0.0),
+        "frequency_penalty": _given(body, "frequency_penalty", 0.0),
+        "top_logprobs": _given(body, "top_logprobs", 0),
+        "max_output_tokens": body.get("max_output_tokens"),
+        "max_tool_calls": body.get("max_tool_calls"),
+        "truncation": _given(body, "truncation", "disabled"),
+        "service_tier": _given(body, "service_tier", "default"),
+        "metadata": _metadata(body.get("metadata"), warnings),
+        "safety_identifier": body.get("safety_identifier"),
+        "prompt_cache_key": body.get("prompt_cache_key"),
+        "user": body.get("user"),
+        "previous_response_id": None,
+        "background": False,
+        "store": False,  # whatever was asked: nothing is stored, and the reply says so
+    }
+
+
+def _given(body: Json, key: str, default: Any) -> Any:
+    value = body.get(key)
+    return default if value is None else value
+
+
+def _text(text: Any) -> Json:
+    text = dict(text) if isinstance(text, dict) else {}
+    wanted = text.get("format")
+    if not isinstance(wanted, dict):
+        text["format"] = {"type": "text"}
+    elif wanted.get("type") == "json_schema":
+        text["format"] = {"description": None, "strict": False, **kept(wanted, ())}
+    return kept(text, ())
+
+
+def _reasoning(reasoning: Any) -> Optional[Json]:
+    return {"effort": None, "summary": None, **reasoning} if isinstance(reasoning, dict) else None
+
+
+def _metadata(metadata: Any, warnings: List[str]) -> Json:
+    shown: Json = dict(metadata) if isinstance(metadata, dict) else {}
+    if warnings:
+        shown["vllm_bridge_warning"] = "; ".join(warnings)[:512]  # the API's limit for one value
+    return shown
+
+
+# ---------------------------------------------------------------- how it ended
 
 
 class Outcome(NamedTuple):
@@ -171,13 +136,14 @@ def outcome(finish_reasons: List[Any]) -> Outcome:
     """Return how a reply of these choices ended: the worst of them decides."""
     for failed in ("abort", "error"):
         if failed in finish_reasons:
-            # A server that is stopping ends its streams with abort (kill_sigterm_api_chat_stream).
+            # A server that is stopping ends its streams with abort
+            # (tests/data/vllm-0.32.0/kill_sigterm_api_chat_stream.json).
             told = "the server stopped the generation (finish_reason '%s')" % failed
             return Outcome("failed", None, {"code": "server_error", "message": told})
     if "length" in finish_reasons:
         return Outcome("incomplete", {"reason": "max_output_tokens"})
     for reason in finish_reasons:
-        if reason not in (None, "stop", "tool_calls", "function_call"):
+        if is_finish(reason) and reason not in ("stop", "tool_calls", "function_call"):
             return Outcome("incomplete", {"reason": "content_filter"})
     return Outcome("completed")
 
@@ -202,6 +168,34 @@ def error_outcome(error: BridgeError) -> Outcome:
     return Outcome("failed", None, shown)
 
 
+def error_event(error: BridgeError, number: int) -> Json:
+    """Return the event that tells of an error under no Response: flat for OpenAI's types, nested for Open Responses."""
+    shown: Json = {
+        "type": error.type or "server_error",
+        "code": None if error.code is None else str(error.code),
+        "message": error.message,
+        "param": error.param,
+    }
+    return {
+        "type": "error", "sequence_number": number, "code": shown["code"], "message": error.message,
+        "param": error.param, "error": shown,
+    }
+
+
+# ---------------------------------------------------------------- the Response
+
+
+def kept(fields: Json, known: Any) -> Json:
+    """Return the fields that have no place of their own and a value."""
+    return {key: value for key, value in fields.items() if key not in known and value is not None}
+
+
+def chat_id_of(chat: Json) -> str:
+    """Return the id of a completion or chunk; all ids of the Response are made of it."""
+    chat_id = chat.get("id")
+    return chat_id if isinstance(chat_id, str) and chat_id else "unnamed"
+
+
 def usage_of(usage: Any) -> Optional[Json]:
     """Return the usage of a chat reply under the names of the Responses API, or ``None``."""
     if not isinstance(usage, dict):
@@ -210,18 +204,15 @@ def usage_of(usage: Any) -> Optional[Json]:
     seen, made = _details(usage, "prompt_tokens_details"), _details(usage, "completion_tokens_details")
     written = seen.get("created_cache_tokens", 0)  # vLLM's name for cache_write_tokens
     total = usage.get("total_tokens")
-    known = ("prompt_tokens", "completion_tokens", "total_tokens") + _DETAILS
-    return dict(
-        kept(usage, known),
-        input_tokens=prompt,
-        input_tokens_details=dict({"cached_tokens": 0, "cache_write_tokens": written}, **seen),
-        output_tokens=completion,
-        output_tokens_details=dict({"reasoning_tokens": 0}, **made),
-        total_tokens=total if isinstance(total, int) else prompt + completion,
-    )
-
-
-_DETAILS = ("prompt_tokens_details", "completion_tokens_details")
+    known = ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details")
+    return {
+        **kept(usage, known),
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": written, **seen},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": 0, **made},
+        "total_tokens": total if isinstance(total, int) else prompt + completion,
+    }
 
 
 def _details(usage: Json, key: str) -> Json:
@@ -247,13 +238,17 @@ def render(
     usage: Optional[Json] = None,
     extra: Optional[Json] = None,
 ) -> Json:
-    """Return a Response object with all of its fields; `chat` gives id, time and model."""
-    model, tier = chat.get("model") or context.model, chat.get("service_tier")
+    """Return a Response object with all of its fields; `chat` gives id, time and model.
+
+    Without a clock a Response was completed when it was created: a chat reply tells no other time.
+    """
+    model, tier, created = chat.get("model") or context.model, chat.get("service_tier"), _seconds(chat.get("created"))
+    now = created if context.clock is None else max(created, int(context.clock()))
     response: Json = {
         "id": "resp_" + chat_id_of(chat),
         "object": "response",
-        "created_at": _seconds(chat.get("created")),
-        "completed_at": None,  # a chat reply does not tell
+        "created_at": created,
+        "completed_at": now if result.status == "completed" else None,
         "status": result.status,
         "error": result.error,
         "incomplete_details": result.incomplete_details,

@@ -1,9 +1,9 @@
-"""Responses tools and ``tool_choice`` → chat tools and ``tool_choice`` (SPEC §5.1)."""
+"""Responses tools and ``tool_choice`` → chat tools and ``tool_choice``."""
 
 from typing import Any, Dict, List, Optional, Tuple
 
 from ...errors import BadRequestError
-from .context import ToolName
+from .response import ToolName
 
 __all__ = ["Toolbox"]
 

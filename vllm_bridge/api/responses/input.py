@@ -1,4 +1,4 @@
-"""Responses input items → chat messages (SPEC §5.1)."""
+"""Responses input items → chat messages."""
 
 import json
 from typing import Any, Dict, List, Optional
