@@ -109,7 +109,7 @@ def test_a_wrong_setting_is_named_by_its_path(path, settings):
     text = message(ProviderConfig.from_dict, settings, environ={})
     assert text.startswith("providers.vllm.%s: " % path)
     assert "s3cret" not in text
-    if set(settings) <= set(ProviderConfig._names):
+    if set(settings) <= set(ProviderConfig._table):
         assert message(ProviderConfig, environ={}, **settings).startswith(path + ": ")
 
 
@@ -260,7 +260,7 @@ def test_certificates(tmp_path):
 
 
 def _names():
-    every = [name for cls in (ProviderConfig, NetworkConfig, ProxyConfig, Key) for name in cls._names]
+    every = [name for cls in (ProviderConfig, NetworkConfig, ProxyConfig, Key) for name in [*cls._table, *cls._also]]
     return st.one_of(st.sampled_from(sorted(every)), st.text(max_size=5))
 
 

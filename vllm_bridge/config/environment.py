@@ -7,14 +7,13 @@ from typing import Any, Dict, Mapping, Optional
 
 from . import validate
 from ..errors import ConfigError
+from ..http1.head import HOP_BY_HOP, TOKEN
 
 __all__ = ["address", "certificates", "check_headers", "env_name", "env_text", "key_value", "optional"]
 
 _ENV = r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z"
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_FRAMING = frozenset(
-    "connection content-length expect keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
-)
+# What the connection itself sets. A proxy in front of the server may be given a login.
+_FRAMING = HOP_BY_HOP - {"proxy-authenticate", "proxy-authorization"} | {"content-length", "expect"}
 _log = logging.getLogger("vllm_bridge")
 
 
@@ -47,9 +46,9 @@ def check_headers(headers: Any, path: str, environ: Optional[Mapping[str, str]] 
     """
     checked: Dict[str, str] = {}
     seen = set()
-    for name, value in validate.mapping(headers, path).items():
+    for name, value in validate.mapping({} if headers is None else headers, path).items():
         folded = name.lower()
-        if folded in seen or folded in _FRAMING or not _TOKEN.match(name):
+        if folded in seen or folded in _FRAMING or re.fullmatch(TOKEN, name) is None:
             raise _unfit(name, path, folded in seen)
         seen.add(folded)
         where = "%s.%s" % (path, name)
@@ -61,7 +60,7 @@ def check_headers(headers: Any, path: str, environ: Optional[Mapping[str, str]] 
 
 def _unfit(name: str, path: str, twice: bool) -> ConfigError:
     """Say why a header may not have this name."""
-    if not _TOKEN.match(name):
+    if re.fullmatch(TOKEN, name) is None:
         return ConfigError("%s.%s: is no header name; letters, digits and - are" % (path, validate.quoted(name)))
     if twice:
         return ConfigError("%s.%s: is there twice, in different case" % (path, name))

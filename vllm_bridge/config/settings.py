@@ -1,4 +1,4 @@
-"""The settings of a provider, from keywords or from a file's objects (SPEC §9.1, §9.2).
+"""The settings of a provider, from keywords or from a config file's objects.
 
 Every setting is checked when it is given: a wrong one is a ``ConfigError`` that begins with its
 path. Strings ``env.NAME`` stand for environment variables and are filled in at that moment. The
@@ -7,11 +7,12 @@ objects are read-only; ``replace(...)`` makes a changed copy.
 
 import logging
 import os
-from typing import Any, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Dict, FrozenSet, Iterable, Mapping, Optional, Tuple, Type, TypeVar, Union, cast
 from urllib.parse import quote
 
 from . import environment, validate
 from .environment import check_headers
+from .redaction import HIDDEN
 from .validate import normalise_base_url, normalise_timeout
 from ..errors import ConfigError
 
@@ -33,25 +34,45 @@ _log = logging.getLogger("vllm_bridge")
 _warned = False  # that a setting is obsolete is said once in a process
 
 _S = TypeVar("_S", bound="_Settings")
+_T = TypeVar("_T")
 _Environ = Optional[Mapping[str, str]]
 
-# Bifrost's settings that mean nothing here; a file that has them is read all the same.
-_OTHER_OF_PROVIDER = frozenset((
-    "concurrency_and_buffer_size config_hash custom_provider_config description openai_config pricing_overrides "
-    "status store_raw_request_response"
-).split())
-_OTHER_OF_NETWORK = frozenset("allow_private_network beta_header_overrides enforce_http2".split())
-_OTHER_OF_KEY = frozenset("config_hash created_at description status updated_at use_for_batch_api".split())
-_OTHER_OF_SERVER = frozenset("use_anthropic_endpoint use_anthropic_endpoints".split())
+
+class _Setting:
+    """How the value of one setting is read: by a check that takes it, its path and perhaps the environment."""
+
+    def __init__(self, check: Callable[..., Any], from_environment: bool, limits: Dict[str, Any]) -> None:
+        self.check = check
+        self.from_environment = from_environment
+        self.limits = limits
+
+    def read(self, value: Any, path: str, environ: _Environ) -> Any:
+        if not self.from_environment:
+            return self.check(value, path, **self.limits)
+        return self.check(value, path, os.environ if environ is None else environ)
+
+
+def _setting(check: Callable[..., _T], **limits: Any) -> _T:
+    """Declare a setting of a class; in its objects stands what the check returns."""
+    return cast(_T, _Setting(check, False, limits))
+
+
+def _from_environment(check: Callable[[Any, str, Mapping[str, str]], _T]) -> _T:
+    """Declare a setting that may be ``env.NAME``."""
+    return cast(_T, _Setting(check, True, {}))
 
 
 class _Settings:
     """A read-only group of settings: compared by value, printed without secrets."""
 
-    _names: Tuple[str, ...] = ()
+    _table: Dict[str, _Setting] = {}
+    _also: Tuple[str, ...] = ()  # other names for some of them
     _secret: FrozenSet[str] = frozenset()
-    _ignored: FrozenSet[str] = frozenset()
+    _ignored: Iterable[str] = ()  # Bifrost's settings that mean nothing here; a file may have them all the same
     _renamed: Dict[str, str] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls._table = {name: value for name, value in vars(cls).items() if isinstance(value, _Setting)}
 
     @classmethod
     def from_dict(cls: Type[_S], mapping: Any, path: str, environ: _Environ = None) -> _S:
@@ -60,7 +81,7 @@ class _Settings:
         for old, new in cls._renamed.items():
             if old in given and new in given:
                 raise ConfigError("%s.%s: is the same setting as %s; keep one" % (path, old, new))
-        allowed = cls._names + tuple(cls._renamed)
+        allowed = (*cls._table, *cls._also, *cls._renamed)
         chosen = {
             cls._renamed.get(name, name): given[name]
             for name in validate.known(given, allowed, cls._ignored, path)
@@ -70,12 +91,13 @@ class _Settings:
 
     def replace(self: _S, **changes: Any) -> _S:
         """Return a copy with some settings changed, checked like new ones."""
-        mine = {name: getattr(self, name) for name in self._names if name in self.__dict__}
-        mine.update(changes)
-        return type(self)(**mine)
+        return type(self)(**{**self.__dict__, **changes})
 
-    def _set(self, **values: Any) -> None:
-        self.__dict__.update(values)
+    def _take(self, given: Dict[str, Any]) -> None:
+        """Check the arguments of ``__init__``, and keep them."""
+        path = given["path"]
+        for name, setting in self._table.items():
+            self.__dict__[name] = setting.read(given[name], "%s.%s" % (path, name) if path else name, given["environ"])
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("%s is read-only; use replace(%s=...)" % (type(self).__name__, name))
@@ -92,7 +114,63 @@ class _Settings:
     def _mask(self, name: str, value: Any) -> Any:
         if name not in self._secret or not value:
             return value
-        return {key: "***" for key in value} if isinstance(value, dict) else "***"
+        return dict.fromkeys(value, HIDDEN) if isinstance(value, dict) else HIDDEN
+
+
+# ---------------------------------------------------------------- checks of single settings
+
+
+def _obsolete(value: Optional[bool], path: str) -> Optional[bool]:
+    global _warned
+    if value is not None and not _warned:
+        _warned = True
+        _log.warning("%s: does nothing any more; leave it out", path)
+    return value if value is None else validate.flag(value, path)
+
+
+def _proxy_type(value: Any, path: str) -> str:
+    if value not in ("environment", "none", "http", "socks5"):
+        raise validate.wrong(path, "environment, none, http or socks5", value)
+    return str(value)
+
+
+def _aliases(value: Any, path: str) -> Dict[str, str]:
+    found = {} if value is None else validate.mapping(value, path)
+    return {alias: validate.text(name, "%s.%s" % (path, validate.quoted(alias))) for alias, name in found.items()}
+
+
+def _native(value: Any, path: str) -> Union[bool, str]:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, bool):
+        raise validate.wrong(path, 'true, false or "auto"', value)
+    return value
+
+
+def _group(cls: Type[_S]) -> Callable[[Any, str, Mapping[str, str]], _S]:
+    """Return the check of an object that is a group of settings itself."""
+    def read(value: Any, path: str, environ: Mapping[str, str]) -> _S:
+        return value if isinstance(value, cls) else cls.from_dict({} if value is None else value, path, environ)
+
+    return read
+
+
+def _keys(value: Any, path: str, environ: Mapping[str, str]) -> Tuple["Key", ...]:
+    if not isinstance(value, (list, tuple)):
+        raise validate.wrong(path, "a list of keys", value, secret=True)
+    read = _group(Key)
+    keys = tuple(read(key, "%s[%d]" % (path, index), environ) for index, key in enumerate(value))
+    for label in ("id", "name"):
+        first: Dict[str, int] = {}
+        for index, key in enumerate(keys):
+            named = key.__dict__[label]
+            if named is not None and first.setdefault(named, index) != index:
+                raise ConfigError("%s[%d].%s: %s is that of %s[%d] already" % (
+                    path, index, label, validate.quoted(named), path, first[named]))
+    return keys
+
+
+# ---------------------------------------------------------------- the settings
 
 
 class NetworkConfig(_Settings):
@@ -104,31 +182,24 @@ class NetworkConfig(_Settings):
     ``keep_alive_timeout_in_seconds`` is not used again: vLLM closes it after 5 s. ``lean_http`` does nothing any more.
     """
 
-    base_url: Optional[str]
-    default_request_timeout_in_seconds: float
-    connect_timeout_in_seconds: float
-    max_retries: int
-    retry_backoff_initial_ms: float
-    retry_backoff_max_ms: float
-    stream_idle_timeout_in_seconds: float
-    extra_headers: Dict[str, str]
-    insecure_skip_verify: bool
-    ca_cert_pem: Optional[str]
-    max_conns_per_host: int
-    keep_alive_timeout_in_seconds: float
-    lean_http: Optional[bool]
+    base_url = _from_environment(environment.address)
+    default_request_timeout_in_seconds = _setting(validate.number, positive=True)
+    connect_timeout_in_seconds = _setting(validate.number, positive=True)
+    max_retries = _setting(validate.whole)
+    retry_backoff_initial_ms = _setting(validate.number)
+    retry_backoff_max_ms = _setting(validate.number)
+    stream_idle_timeout_in_seconds = _setting(validate.number, positive=True)
+    extra_headers = _from_environment(check_headers)
+    insecure_skip_verify = _setting(validate.flag)
+    ca_cert_pem = _from_environment(environment.certificates)
+    max_conns_per_host = _setting(validate.whole, least=1, most=10000)
+    keep_alive_timeout_in_seconds = _setting(validate.number)
+    lean_http = _setting(_obsolete)
 
-    _names = (
-        "base_url", "default_request_timeout_in_seconds", "connect_timeout_in_seconds", "max_retries",
-        "retry_backoff_initial_ms", "retry_backoff_max_ms", "stream_idle_timeout_in_seconds", "extra_headers",
-        "insecure_skip_verify", "ca_cert_pem", "max_conns_per_host", "keep_alive_timeout_in_seconds",
-        "lean_http",
-    )
     _secret = frozenset(("extra_headers", "ca_cert_pem"))  # PEM text also fills a screen
-    _ignored = _OTHER_OF_NETWORK
+    _ignored = ("allow_private_network", "beta_header_overrides", "enforce_http2")
     _renamed = {
-        "retry_backoff_initial": "retry_backoff_initial_ms",
-        "retry_backoff_max": "retry_backoff_max_ms",
+        "retry_backoff_initial": "retry_backoff_initial_ms", "retry_backoff_max": "retry_backoff_max_ms",
     }
 
     def __init__(
@@ -150,39 +221,18 @@ class NetworkConfig(_Settings):
         path: str = "network_config",
         environ: _Environ = None,
     ) -> None:
-        at = (path + ".").__add__
-        seconds = "default_request_timeout_in_seconds", "connect_timeout_in_seconds", "stream_idle_timeout_in_seconds"
-        environ = os.environ if environ is None else environ
-        self._set(
-            base_url=environment.address(base_url, at("base_url"), environ),
-            default_request_timeout_in_seconds=validate.number(
-                default_request_timeout_in_seconds, at(seconds[0]), positive=True),
-            connect_timeout_in_seconds=validate.number(connect_timeout_in_seconds, at(seconds[1]), positive=True),
-            max_retries=validate.whole(max_retries, at("max_retries")),
-            retry_backoff_initial_ms=validate.number(retry_backoff_initial_ms, at("retry_backoff_initial_ms")),
-            retry_backoff_max_ms=validate.number(retry_backoff_max_ms, at("retry_backoff_max_ms")),
-            stream_idle_timeout_in_seconds=validate.number(
-                stream_idle_timeout_in_seconds, at(seconds[2]), positive=True),
-            extra_headers=check_headers({} if extra_headers is None else extra_headers, at("extra_headers"), environ),
-            insecure_skip_verify=validate.flag(insecure_skip_verify, at("insecure_skip_verify")),
-            ca_cert_pem=environment.certificates(ca_cert_pem, at("ca_cert_pem"), environ),
-            max_conns_per_host=validate.whole(max_conns_per_host, at("max_conns_per_host"), least=1, most=10000),
-            keep_alive_timeout_in_seconds=validate.number(
-                keep_alive_timeout_in_seconds, at("keep_alive_timeout_in_seconds")),
-            lean_http=_obsolete(lean_http, at("lean_http")),
-        )
+        self._take(locals())
 
 
 class ProxyConfig(_Settings):
     """Which proxy stands between: that of the environment, none, an HTTP or a SOCKS5 one."""
 
-    type: str
-    url: Optional[str]
-    username: Optional[str]
-    password: Optional[str]
-    ca_cert_pem: Optional[str]
+    type = _setting(_proxy_type)
+    url = _from_environment(environment.optional)
+    username = _from_environment(environment.optional)
+    password = _from_environment(environment.optional)
+    ca_cert_pem = _from_environment(environment.certificates)
 
-    _names = ("type", "url", "username", "password", "ca_cert_pem")
     _secret = frozenset(("password", "ca_cert_pem"))
     _schemes = {"http": ("http", "https"), "socks5": ("socks5h", "socks5")}
 
@@ -197,27 +247,20 @@ class ProxyConfig(_Settings):
         path: str = "proxy_config",
         environ: _Environ = None,
     ) -> None:
-        at = (path + ".").__add__
-        environ = os.environ if environ is None else environ
-        if type not in ("environment", "none", "http", "socks5"):
-            raise validate.wrong(at("type"), "environment, none, http or socks5", type)
-        address = environment.optional(url, at("url"), environ)
-        if type in self._schemes:
-            if address is None:
-                raise ConfigError("%s: is needed for a proxy of type %s" % (at("url"), type))
-            hidden = environment.env_name(url) is not None
-            address = "%s://%s" % validate.split_url(address, at("url"), self._schemes[type], secret=hidden)[:2]
-        elif address or username or password:
-            raise ConfigError('%s: must be "http" or "socks5" for the url, username and password given' % at("type"))
+        self._take(locals())
+        schemes = self._schemes.get(type)
+        if schemes is None:
+            if self.url or self.username or self.password:
+                raise ConfigError(
+                    '%s.type: must be "http" or "socks5" for the url, username and password given' % path)
+            return
+        if self.url is None:
+            raise ConfigError("%s.url: is needed for a proxy of type %s" % (path, type))
+        hidden = environment.env_name(url) is not None
+        parts = validate.split_url(self.url, path + ".url", schemes, secret=hidden)
+        self.__dict__["url"] = "%s://%s" % parts[:2]
         if type == "socks5":
-            _require_socks(at("type"))
-        self._set(
-            type=type,
-            url=address,
-            username=environment.optional(username, at("username"), environ),
-            password=environment.optional(password, at("password"), environ),
-            ca_cert_pem=environment.certificates(ca_cert_pem, at("ca_cert_pem"), environ),
-        )
+            _require_socks(path + ".type")
 
     def url_with_credentials(self) -> Optional[str]:
         """Return the proxy's URL as requests takes it, user and password in it; never to be shown."""
@@ -238,23 +281,20 @@ class Key(_Settings):
     wins. `aliases` maps a name that callers use to the model's real name.
     """
 
-    value: str
-    id: Optional[str]
-    name: Optional[str]
-    models: Tuple[str, ...]
-    blacklisted_models: Tuple[str, ...]
-    weight: float
-    aliases: Dict[str, str]
-    enabled: bool
-    url: Optional[str]
-    model_name: Optional[str]
+    value = _from_environment(environment.key_value)
+    id = _setting(environment.optional)
+    name = _setting(environment.optional)
+    models = _setting(validate.names)
+    blacklisted_models = _setting(validate.names)
+    weight = _setting(validate.number)
+    aliases = _setting(_aliases)
+    enabled = _setting(validate.flag)
+    url = _from_environment(environment.address)
+    model_name = _setting(environment.optional)
 
-    _names = (
-        "value", "id", "name", "models", "blacklisted_models", "weight", "aliases", "enabled", "url", "model_name",
-        "vllm_key_config",
-    )
+    _also = ("vllm_key_config",)
     _secret = frozenset(("value",))
-    _ignored = _OTHER_OF_KEY
+    _ignored = ("config_hash", "created_at", "description", "status", "updated_at", "use_for_batch_api")
 
     def __init__(
         self,
@@ -273,26 +313,19 @@ class Key(_Settings):
         path: str = "key",
         environ: _Environ = None,
     ) -> None:
-        at = (path + ".").__add__
-        environ = os.environ if environ is None else environ
-        aliases = {} if aliases is None else validate.mapping(aliases, at("aliases"))
-        server = {} if vllm_key_config is None else validate.mapping(vllm_key_config, at("vllm_key_config"))
-        validate.known(server, ("url", "model_name"), _OTHER_OF_SERVER, at("vllm_key_config"))
-        url, url_at = _either(url, server, "url", path)
-        model_name, model_name_at = _either(model_name, server, "model_name", path)
-        self._set(
-            value=environment.key_value(value, at("value"), environ),
-            id=environment.optional(id, at("id")),
-            name=environment.optional(name, at("name")),
-            models=validate.names(models, at("models")),
-            blacklisted_models=validate.names(blacklisted_models, at("blacklisted_models")),
-            weight=validate.number(weight, at("weight")),
-            aliases={alias: validate.text(real, "%s.%s" % (at("aliases"), validate.quoted(alias)))
-                     for alias, real in aliases.items()},
-            enabled=validate.flag(enabled, at("enabled")),
-            url=environment.address(url, url_at, environ),
-            model_name=environment.optional(model_name, model_name_at),
-        )
+        given = locals()
+        if vllm_key_config is not None:
+            where = path + ".vllm_key_config"
+            server = validate.mapping(vllm_key_config, where)
+            ignored = ("use_anthropic_endpoint", "use_anthropic_endpoints")
+            for label in validate.known(server, ("url", "model_name"), ignored, where):
+                if server[label] in (None, ""):
+                    continue
+                inner = "%s.%s" % (where, label)
+                if given[label] not in (None, ""):
+                    raise ConfigError("%s: is given by the key's own %s already; keep one" % (inner, label))
+                given[label] = self._table[label].read(server[label], inner, environ)
+        self._take(given)
 
     def __hash__(self) -> int:
         return hash((self.value, self.id, self.name, self.url, self.model_name))
@@ -305,17 +338,17 @@ class ProviderConfig(_Settings):
     vLLM's own ``/v1/responses`` instead of converting them.
     """
 
-    network_config: NetworkConfig
-    proxy_config: ProxyConfig
-    keys: Tuple[Key, ...]
-    send_back_raw_request: bool
-    send_back_raw_response: bool
-    native_responses: Union[bool, str]
+    network_config = _from_environment(_group(NetworkConfig))
+    proxy_config = _from_environment(_group(ProxyConfig))
+    keys = _from_environment(_keys)
+    send_back_raw_request = _setting(validate.flag)
+    send_back_raw_response = _setting(validate.flag)
+    native_responses = _setting(_native)
 
-    _names = (
-        "network_config", "proxy_config", "keys", "send_back_raw_request", "send_back_raw_response", "native_responses",
+    _ignored = (
+        "concurrency_and_buffer_size", "config_hash", "custom_provider_config", "description", "openai_config",
+        "pricing_overrides", "status", "store_raw_request_response",
     )
-    _ignored = _OTHER_OF_PROVIDER
 
     def __init__(
         self,
@@ -329,19 +362,7 @@ class ProviderConfig(_Settings):
         path: str = "",
         environ: _Environ = None,
     ) -> None:
-        at = (path + "." if path else "").__add__
-        if not isinstance(keys, (list, tuple)):
-            raise validate.wrong(at("keys"), "a list of keys", keys, secret=True)
-        listed = tuple(_group(Key, key, "%s[%d]" % (at("keys"), index), environ) for index, key in enumerate(keys))
-        _refuse_twins(listed, at("keys"))
-        self._set(
-            network_config=_group(NetworkConfig, network_config, at("network_config"), environ),
-            proxy_config=_group(ProxyConfig, proxy_config, at("proxy_config"), environ),
-            keys=listed,
-            send_back_raw_request=validate.flag(send_back_raw_request, at("send_back_raw_request")),
-            send_back_raw_response=validate.flag(send_back_raw_response, at("send_back_raw_response")),
-            native_responses=_native(native_responses, at("native_responses")),
-        )
+        self._take(locals())
 
     @classmethod
     def from_dict(cls, mapping: Any, path: str = "providers.vllm", environ: _Environ = None) -> "ProviderConfig":
@@ -365,40 +386,6 @@ class ProviderConfig(_Settings):
         return tuple(key if key.url else key.replace(url=url) for key in self.keys)
 
 
-def _obsolete(value: Optional[bool], path: str) -> Optional[bool]:
-    global _warned
-    if value is None:
-        return None
-    if not _warned:
-        _warned = True
-        _log.warning("%s: does nothing any more; leave it out", path)
-    return validate.flag(value, path)
-
-
-def _native(value: Any, path: str) -> Union[bool, str]:
-    if value == "auto":
-        return "auto"
-    if not isinstance(value, bool):
-        raise validate.wrong(path, 'true, false or "auto"', value)
-    return value
-
-
-def _group(cls: Type[_S], value: Any, path: str, environ: _Environ) -> _S:
-    if isinstance(value, cls):
-        return value
-    return cls.from_dict({} if value is None else value, path, environ)
-
-
-def _either(own: Any, server: Mapping[str, Any], label: str, path: str) -> Tuple[Any, str]:
-    """Return a value given by the key itself or by its ``vllm_key_config``, and its path."""
-    inner = "%s.vllm_key_config.%s" % (path, label)
-    if server.get(label) in (None, ""):
-        return own, "%s.%s" % (path, label)
-    if own not in (None, ""):
-        raise ConfigError("%s: is given by the key's own %s already; keep one" % (inner, label))
-    return server[label], inner
-
-
 def _require_socks(path: str) -> None:
     import importlib
 
@@ -406,13 +393,3 @@ def _require_socks(path: str) -> None:
         importlib.import_module("socks")
     except ImportError:
         raise ConfigError('%s: "socks5" needs PySocks; install it with: pip install "requests[socks]"' % path) from None
-
-
-def _refuse_twins(keys: Tuple[Key, ...], path: str) -> None:
-    for label in ("id", "name"):
-        first: Dict[str, int] = {}
-        for index, key in enumerate(keys):
-            value = getattr(key, label)
-            if value is not None and first.setdefault(value, index) != index:
-                raise ConfigError("%s[%d].%s: %s is that of %s[%d] already" % (
-                    path, index, label, validate.quoted(value), path, first[value]))

@@ -10,15 +10,15 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
+from ..http1.head import FIELD_VALUE
 
 __all__ = ["bypasses_proxy", "is_this_machine", "normalise_base_url", "normalise_timeout"]
 
-MAX_SECONDS = 1000000  # poll() counts milliseconds in an int and wraps round after 24.8 days
+_MOST = 1000000  # poll() counts milliseconds in an int and wraps round after 24.8 days
 _CONNECT_SECONDS = 5.0
 _SHOWN = 60  # characters of a wrong value that a message quotes
 
 _CONTROL = r"[\x00-\x20\x7f-\xa0\u2028\u2029]"
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\Z"
 _URL_PATH = r"[A-Za-z0-9._~!$&'()*+,;=:%/-]*\Z"
 _OPERATIONS = ("/completions", "/embeddings", "/rerank", "/responses", "/models", "/transcriptions")
@@ -54,7 +54,7 @@ def quoted(value: Any) -> str:
 # ---------------------------------------------------------------- plain values
 
 
-def number(value: Any, path: str, *, positive: bool = False, most: float = MAX_SECONDS) -> float:
+def number(value: Any, path: str, *, positive: bool = False, most: float = _MOST) -> float:
     """Return a finite number of 0 or more, or above 0, and at most `most`."""
     expected = "a number %s" % ("above 0" if positive else "of 0 or more")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -66,7 +66,7 @@ def number(value: Any, path: str, *, positive: bool = False, most: float = MAX_S
     return value
 
 
-def whole(value: Any, path: str, *, least: int = 0, most: int = MAX_SECONDS) -> int:
+def whole(value: Any, path: str, *, least: int = 0, most: int = _MOST) -> int:
     """Return a whole number between `least` and `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise wrong(path, "a whole number from %d to %d" % (least, most), value)
@@ -127,7 +127,7 @@ def known(found: Iterable[str], allowed: Iterable[str], ignored: Iterable[str], 
 def header_text(value: str, path: str) -> str:
     """Return a string that may stand in a header; the message does not quote it."""
     value = value.strip(" \t")
-    if not _HEADER_VALUE.match(value):
+    if re.fullmatch(FIELD_VALUE, value) is None:
         raise ConfigError("%s: has a line break or another character that no HTTP header can carry" % path)
     return value
 
