@@ -426,3 +426,24 @@ def test_servers_that_are_down_are_told():
         with pytest.raises(ConnectionError):
             provider.chat_completion(messages=[])
         assert [key.url for key in provider.cooling()] == [provider._caller.fleet.keys[0].url]
+
+
+@pytest.mark.parametrize("operation, field, more", [
+    ("text_completion", "prompt", {}), ("text_completion_stream", "prompt", {}), ("chat_completion", "messages", {}),
+    ("chat_completion_stream", "messages", {}), ("embedding", "input", {}), ("rerank", "documents", {"query": "q"}),
+    ("responses", "input", {}), ("responses_stream", "input", {}), ("chat_completion", "tools", {"messages": []}),
+])
+@pytest.mark.parametrize("make", [lambda: (word for word in "ab"), lambda: iter(["a"]), lambda: map(str, [1]), set])
+def test_what_is_no_list_is_named(provider, operation, field, more, make):
+    with pytest.raises(BadRequestError) as caught:
+        getattr(provider, operation)(model="m", **{field: make()}, **more)
+    assert caught.value.param == field and field in caught.value.message
+
+
+@pytest.mark.parametrize("prompts", [("one", "two"), ["one", "two"], ([1, 2], [3]), ((1, 2), (3, 4))])
+def test_every_prompt_has_its_answer(prompts):
+    with EchoServer() as server, VLLMProvider(server.url) as vllm:
+        for number in (1, 2):
+            chunks = list(vllm.text_completion_stream(model="echo", prompt=prompts, n=number))
+            ended = {choice.index for chunk in chunks for choice in chunk.choices if choice.finish_reason}
+            assert ended == set(range(2 * number))

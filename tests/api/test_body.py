@@ -90,6 +90,7 @@ for _ in range(100000):
 @pytest.mark.parametrize(
     "value, why",
     [(b"x", "bytes"), (float("nan"), "Out of range float"), (float("inf"), "Out of range float"), ({1, 2}, "set"),
+     ((word for word in "ab"), "generator"), (iter("ab"), "iterator"), ({1: 2}.values(), "dict_values"),
      ({(1, 2): 3}, "keys must be"), (LOOP, "Circular"), (object(), "object"), (DEEP, "recursion")],
 )
 def test_what_has_no_json_is_named(value, why):

@@ -53,6 +53,32 @@ def test_replayed_reasoning_has_both_names(message, sent):
     assert body == before  # the caller's own history stays as it is
 
 
+def test_reasoning_alone_and_in_a_tuple():
+    sent = prepare({"messages": tuple({"role": "assistant", name: "r"} for name in ("reasoning", "reasoning_content"))})
+    assert sent["messages"] == [{"role": "assistant", "reasoning": "r", "reasoning_content": "r"}] * 2
+
+
+@pytest.mark.parametrize("arguments", ["", " \n", None])
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_calls_without_arguments_go_up_with_none(arguments, sequence):
+    def call(given):
+        return {"id": "a", "type": "function", "function": {"name": "now", "arguments": given}}
+
+    others = [call("{}"), call('{"x": 1}'), call("broken"), {"type": "custom"}, {"function": 5}, {"function": {}}, "x"]
+    message = {"role": "assistant", "content": None, "tool_calls": sequence([*others, call(arguments)])}
+    body = {"messages": [message, {"role": "tool", "content": "12:00", "tool_call_id": "a"}]}
+    before = copy.deepcopy(body)
+    after = prepare(body)["messages"]
+    assert after[0] == {**message, "tool_calls": [*others, call("{}")]} and after[1] is body["messages"][1]
+    assert body == before
+
+
+@pytest.mark.parametrize("call", [{"type": "custom", "custom": {"name": "f", "input": "x"}}, {"function": 5}, {}])
+def test_a_call_of_another_type_is_not_flagged(call):
+    reply = normalise(completion({"tool_calls": [dict(call)]}, "tool_calls"))
+    assert reply["choices"][0]["message"]["tool_calls"] == [call]
+
+
 @pytest.mark.parametrize(
     "given, outputs",
     [
@@ -143,7 +169,7 @@ def test_a_recorded_reasoning_reads_under_both_names():
         ('"\\"argumentsunit \\""', "the arguments are no JSON object"),  # s_err_tools_bad_schema
         ("[1]", "the arguments are no JSON object"),
         ("null", "the arguments are no JSON object"),
-        (None, "the arguments are no JSON object"),
+        (None, None),
         (5, "the arguments are no JSON object"),
         ("[" * 100000, "the arguments are no JSON"),
     ],
@@ -321,6 +347,13 @@ def test_a_call_of_another_type(kind):
     call = folded(delta(tool_calls=[{"index": 0, "id": "a", "type": kind, "custom": {"name": "f", "input": "x"},
                                      "function": None}]))["choices"][0]["message"]["tool_calls"][0]
     assert call["type"] == (kind or "function") and call["custom"] == {"name": "f", "input": "x"}
+
+
+def test_the_input_of_a_custom_tool_comes_in_pieces():
+    parts = [{"index": 0, "id": "a", "type": "custom", "custom": {"name": "f", "input": "x"}},
+             {"index": 0, "type": None, "custom": {"name": None, "input": "y"}}]
+    [call] = folded(*[delta(tool_calls=[part]) for part in parts])["choices"][0]["message"]["tool_calls"]
+    assert call == {"id": "a", "type": "custom", "custom": {"name": "f", "input": "xy"}}
 
 
 def test_vllms_own_way():

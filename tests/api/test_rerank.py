@@ -1,4 +1,4 @@
-"""Rerank bodies and replies, against SPEC §6, WIRE.md §9 and the transcripts rerank_*."""
+"""Rerank bodies and replies, against the transcripts rerank_*."""
 
 import copy
 

@@ -4,7 +4,7 @@ import json
 import sys
 import warnings
 from types import FrameType
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from ..errors import BadRequestError
 from .folding import check_finish, copied, fold, index_of, joined, latest, objects, without_empty_ends
@@ -53,10 +53,12 @@ def _prepared(message: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _says_nothing(call: Any) -> bool:
-    """Tell whether a call's arguments are blank: then it has none."""
+    """Tell whether a call's arguments are null or blank: then it has none."""
     function = call.get("function") if isinstance(call, dict) else None
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    return isinstance(arguments, str) and not arguments.strip()
+    if not isinstance(function, dict) or "arguments" not in function:
+        return False
+    arguments = function["arguments"]
+    return arguments is None or (isinstance(arguments, str) and not arguments.strip())
 
 
 def rename_guided(body: Dict[str, Any]) -> Dict[str, Any]:
@@ -135,8 +137,10 @@ def _flag(call: Dict[str, Any], reason: Any) -> None:
     the answer's length ended before they came (chat_stream_tools_truncated.json there).
     """
     function = call.get("function")
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if isinstance(arguments, dict) or (reason != "length" and _says_nothing(call)):
+    if not isinstance(function, dict) or (reason != "length" and _says_nothing(call)):
+        return  # a call of another type, or of what takes nothing
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict):
         return
     try:
         value = json.loads(arguments) if isinstance(arguments, str) else None
@@ -222,28 +226,36 @@ class _Choice:
 
 
 class _Call:
-    """One tool call on its way."""
+    """One tool call on its way: a function's arguments, or a custom tool's input, come in pieces."""
 
     def __init__(self) -> None:
-        self.fields: Dict[str, Any] = {}
-        self._function: Dict[str, Any] = {}
-        self._arguments: List[str] = []
+        self._fields: Dict[str, Any] = {}
+        self._objects: Dict[str, Dict[str, Any]] = {}
+        self._pieces: Dict[Tuple[str, str], List[str]] = {}
 
     def add(self, part: Dict[str, Any]) -> None:
         for key, value in part.items():
-            if key == "function":
-                for name, inner in (value if isinstance(value, dict) else {}).items():
-                    if name == "arguments":
-                        self._arguments.append(arguments_text(inner))
-                    elif not self._function.get(name):
-                        self._function[name] = inner
-            elif key != "index" and not self.fields.get(key):
-                self.fields[key] = value
+            if isinstance(value, dict) and key not in ("id", "type"):
+                self._add_object(key, value)
+            elif key != "index" and not self._fields.get(key):
+                self._fields[key] = value
+
+    def _add_object(self, key: str, value: Dict[str, Any]) -> None:
+        fields = self._objects.setdefault(key, {})
+        for name, item in value.items():
+            if name in ("arguments", "input"):
+                self._pieces.setdefault((key, name), []).append(arguments_text(item))
+            elif not fields.get(name):
+                fields[name] = item
 
     def folded(self, id_if_none: str, reason: Any) -> Dict[str, Any]:
-        function = {"name": None, **self._function, "arguments": joined(self._arguments)}
-        call = {"id": None, "type": "function", **self.fields, "function": function}
+        call: Dict[str, Any] = {"id": None, "type": None, **self._fields}
         call["id"] = call["id"] or id_if_none
         call["type"] = call["type"] or "function"
+        empty = {"function": {"name": None, "arguments": ""}} if call["type"] == "function" else {}
+        for key, fields in {**empty, **self._objects}.items():
+            call[key] = {**empty.get(key, {}), **fields}
+        for (key, name), pieces in self._pieces.items():
+            call[key][name] = joined(pieces)
         _flag(call, reason)
         return call

@@ -1,4 +1,4 @@
-"""Rerank: the caller's keywords → vLLM's body, and vLLM's reply → the caller's (SPEC §6, WIRE.md §9)."""
+"""Rerank: the caller's keywords → vLLM's body, and vLLM's reply → the caller's."""
 
 import math
 from typing import Any, Dict, List, Optional, Tuple
@@ -17,7 +17,7 @@ _LABELS = frozenset(("text", "id", "meta"))
 def prepare(wire: Dict[str, Any]) -> Dict[str, Any]:
     """Build vLLM's body from the caller's keywords.
 
-    Objects with a ``text`` go up as that text, because vLLM answers 400 to ``{"text": ...}`` (WIRE.md §1.11);
+    Objects with a ``text`` go up as that text, because vLLM 0.32 answers 400 to ``{"text": ...}``;
     objects with another content (``{"content": [...]}``) go up as they are. What is nested in ``params`` counts
     where the top level says nothing. ``return_documents`` stays here. Raises ``BadRequestError``.
     """
@@ -186,7 +186,7 @@ def _shown(result: Dict[str, Any], documents: List[Any], wanted: Optional[bool])
         own = documents[result["index"]]
         result["document"] = own if isinstance(own, dict) else {"text": own}
     elif wanted is False:
-        result.pop("document", None)  # vLLM 0.32.0 ignores return_documents: false (WIRE.md §1.11)
+        result.pop("document", None)  # vLLM 0.32.0 ignores return_documents: false
     return result
 
 
