@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 
 import pytest
 
@@ -14,6 +15,7 @@ from vllm_bridge import (
     BadRequestError,
     Cancellation,
     IncompleteStreamError,
+    Key,
     NetworkConfig,
     NotFoundError,
     ProviderConfig,
@@ -194,6 +196,90 @@ def test_the_raw_request_and_reply_come_along(native):
         assert own.endswith(reply["extra_fields"]["raw_response"].encode())
         told = json.loads(vllm.forward("responses", {"model": "m", "input": "Hi"}).body)
         assert told["extra_fields"]["raw_request"] == server.requests[1].json
+
+
+# ---------------------------------------------------------------- as clients without a store read it
+
+SEALED = {"store": False, "include": ["reasoning.encrypted_content"]}
+
+
+def sealed_by(vllm, operation):
+    """Return a reasoning item as a client without a store hands it back."""
+    fields = dict(SEALED, model="echo", input="!think Hi")
+    if operation == "responses":
+        output = vllm.responses(**fields).output
+    else:
+        *events, last = vllm.responses_stream(**fields)
+        done = [one.item for one in events if one.type == "response.output_item.done"]
+        output = last.response.output
+        assert done == output
+    assert output[0].type == "reasoning" and "hear it again" in output[0].summary[0].text
+    return {"type": "reasoning", "id": output[0].id, "summary": [], "encrypted_content": output[0]["encrypted_content"]}
+
+
+@pytest.mark.parametrize("keys, others, known", [
+    ([], [], True), (["a"], ["a"], True), (["a", "b"], ["b", "a"], True), (["a"], ["b"], False), (["a"], [], False),
+])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_sealed_reasoning_is_read_by_whoever_has_the_keys(operation, keys, others, known):
+    with EchoServer() as echo:
+        made, read = (provider(echo.url, keys=[Key(value) for value in values]) for values in (keys, others))
+        with made, read:
+            item = sealed_by(made, operation)
+            getattr(read.with_options(timeout=20), operation)(
+                model="echo", input=[item, {"role": "assistant", "content": "a"}, {"role": "user", "content": "Hi"}])
+        first = echo.requests[-1].json["messages"][0]
+    assert ("hear it again" in first.get("reasoning", "")) is known
+
+
+@pytest.mark.parametrize("operation", ["responses", "responses_stream", "forward"])
+def test_a_servers_own_route_sees_no_seal_of_ours(operation):
+    with EchoServer() as echo, provider(echo.url) as vllm:
+        item = sealed_by(vllm, "responses")
+    foreign = dict(item, encrypted_content="gAAAAABl")
+    body = {"model": "m", "input": [item, foreign, {"role": "user", "content": "Hi"}]}
+    whole = steps(STREAM) if operation == "responses_stream" else steps(PLAIN)
+    with Scripted(whole) as server, provider(server.url, True) as vllm:
+        if operation == "forward":
+            vllm.forward("responses", body, json.dumps(body).encode())
+        else:
+            call(vllm, operation, **body)
+        opened, left, _ = server.requests[0].json["input"]
+    assert "encrypted_content" not in opened and "hear it again" in opened["content"][0]["text"]
+    assert left == foreign
+
+
+TOO_LONG = wire.load("err_context_too_long")
+
+
+@pytest.mark.parametrize("operation", ["responses", "responses_stream", "forward"])
+def test_a_request_that_is_too_long_has_the_apis_code(operation):
+    with Scripted(["request", answer(TOO_LONG.body, "400 Bad Request")]) as server, provider(server.url) as vllm:
+        with pytest.raises(BadRequestError) as caught:
+            call(vllm, operation, model="m", input="Hi")
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.message == TOO_LONG.json["error"]["message"]
+
+
+def test_a_stream_that_becomes_too_long_fails_with_the_apis_code():
+    late = event(json.loads(TOO_LONG.body))
+    with Scripted(["request", SSE_HEAD, event(delta("hel")), late, LAST_CHUNK]) as server, provider(server.url) as vllm:
+        *_, last = vllm.responses_stream(model="m", input="Hi")
+    assert last.type == "response.failed" and last.response.error.code == "context_length_exceeded"
+    assert last.response.error.message == TOO_LONG.json["error"]["message"]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_completed_at_is_the_time_of_the_end(operation):
+    with EchoServer() as echo, provider(echo.url) as vllm:
+        before = int(time.time())
+        if operation == "responses":
+            told = vllm.responses(model="echo", input="Hi")
+        else:
+            *events, last = vllm.responses_stream(model="echo", input="Hi")
+            told = last.response
+            assert events[0].response["completed_at"] is None
+        assert told["created_at"] <= told["completed_at"] and before <= told["completed_at"] <= int(time.time())
 
 
 # ---------------------------------------------------------------- native

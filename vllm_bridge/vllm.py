@@ -1,14 +1,16 @@
 """vLLM: only what it does differently from OpenAI."""
 
 import logging
+import os
 import time
+from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple, TypeVar
 
 from .api import chat
 from .api import embeddings
 from .api import completions
 from .client.call import Wire
-from .errors import APIStatusError, BridgeError, NotFoundError
+from .errors import APIStatusError, BridgeError, NotFoundError, exceeds_context
 from .provider import PATHS, BaseOpenAIProvider
 from .api.records import EmbeddingList, Response, ResponseEvent
 from .client.reply import Reply
@@ -20,6 +22,8 @@ __all__ = ["VLLMProvider"]
 T = TypeVar("T")
 
 _FLOATS_FOR = 600.0  # seconds for which a model's vectors are not asked for as base64 once its server refused that
+
+_PROCESS_KEY = os.urandom(32)  # of this process and its forks: seals reasoning where there is no API key
 
 _log = logging.getLogger("vllm_bridge")
 
@@ -62,7 +66,7 @@ class VLLMProvider(BaseOpenAIProvider):
         body = self._body("responses", wire)
         if self._natively():
             try:
-                return super().responses(**body)
+                return super().responses(**self._opened(body))
             except APIStatusError as error:
                 self._go_over_chat(error)
         chat_body, reply, response = self._over_chat(body)
@@ -76,14 +80,15 @@ class VLLMProvider(BaseOpenAIProvider):
         body = self._body("responses_stream", wire)
         if self._natively():
             try:
-                return super().responses_stream(**body)
+                return super().responses_stream(**self._opened(body))
             except APIStatusError as error:
                 self._go_over_chat(error)
         from .api.responses import iter_events
 
         body.pop("stream", None)
         chat_body, context = self._to_chat(body)
-        stream = self.chat_completion_stream(**chat_body)
+        with _coded():
+            stream = self.chat_completion_stream(**chat_body)
         return stream.converted(lambda chunks: _records(iter_events(chunks, context)))
 
     def forward(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Reply:
@@ -93,7 +98,8 @@ class VLLMProvider(BaseOpenAIProvider):
         wire = self._body(operation, dict(body))
         if self._natively():
             try:
-                return super().forward(operation, body, data)
+                opened = self._opened(wire)
+                return super().forward(operation, body, data) if opened is wire else super().forward(operation, opened)
             except APIStatusError as error:
                 self._go_over_chat(error)
         chat_body, reply, response = self._over_chat(wire)
@@ -104,7 +110,8 @@ class VLLMProvider(BaseOpenAIProvider):
         from .api.responses import from_chat
 
         chat_body, context = self._to_chat(body)
-        reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
+        with _coded():
+            reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
         completion = reply.read(lambda: self._adapted("chat_completion", object_of(reply.body, "chat_completion")))
         return chat_body, reply, Response(from_chat(completion, context))
 
@@ -124,10 +131,23 @@ class VLLMProvider(BaseOpenAIProvider):
     def _to_chat(self, body: Dict[str, Any]) -> Tuple[Dict[str, Any], Any]:
         from .api.responses import to_chat
 
-        chat_body, context = to_chat(body, clock=time.time)
+        chat_body, context = to_chat(body, self._seal(), time.time)
         for warning in context.warnings:
             _log.warning("responses: %s", warning)
         return self._dialect("chat_completion", chat_body), context
+
+    def _opened(self, body: Dict[str, Any]) -> Dict[str, Any]:
+        """Return a Responses request for the server's own route: it cannot read what is sealed here."""
+        from .api.responses import without_seals
+
+        return without_seals(body, self._seal())
+
+    def _seal(self) -> Any:
+        """Return what seals reasoning: all workers and machines with the same API keys read each other's."""
+        from .api.responses import Seal
+
+        secrets = [key.value.encode() for key in self._caller.fleet.keys if key.value]
+        return Seal(secrets or [_PROCESS_KEY])
 
     def _dialect(self, operation: str, body: Dict[str, Any]) -> Dict[str, Any]:
         if operation.startswith("chat_completion"):
@@ -207,3 +227,14 @@ class VLLMProvider(BaseOpenAIProvider):
 def _records(events: Iterable[Any]) -> Iterator[ResponseEvent]:
     for event in events:
         yield ResponseEvent(event) if isinstance(event, dict) else event  # a comment, as bytes
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """Put the Responses API's own code on the refusal of a request that is too long; its message stays vLLM's."""
+    try:
+        yield
+    except APIStatusError as error:
+        if exceeds_context(error):
+            error.code = "context_length_exceeded"
+        raise

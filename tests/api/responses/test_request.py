@@ -162,6 +162,13 @@ def test_reasoning_that_only_its_own_server_can_read_is_nothing():
     assert messages(thought, {"role": "user", "content": "hi"}) == [{"role": "user", "content": "hi"}]
 
 
+def test_a_request_may_be_reasoning_alone():
+    thoughts = [{"type": "reasoning", "summary": [], "content": text} for text in ("a", "b")]
+    assert messages(*thoughts) == [
+        {"role": "assistant", "content": "", "reasoning": "a\nb", "reasoning_content": "a\nb"},
+    ]
+
+
 def test_reasoning_without_an_answer_is_kept():
     thought = {"type": "reasoning", "summary": [], "content": "cut short"}
     assert messages(thought, {"role": "user", "content": "go on"})[0] == {
@@ -189,7 +196,23 @@ def test_several_texts_of_the_assistant_are_text_parts():
 
 def test_arguments_that_are_no_string_are_sent_as_json():
     (message,) = messages(call("c1", arguments={"city": "Köln"}), call("c2", arguments=None))
-    assert [one["function"]["arguments"] for one in message["tool_calls"]] == ['{"city": "Köln"}', ""]
+    assert [one["function"]["arguments"] for one in message["tool_calls"]] == ['{"city": "Köln"}', "{}"]
+
+
+@pytest.mark.parametrize("arguments", ["", " \n", None])
+def test_no_arguments_are_an_empty_object(arguments):
+    body, context = to_chat({"input": [call("c1", arguments=arguments)]})
+    assert body["messages"][0]["tool_calls"] == [call_up("c1")] and context.warnings == []
+
+
+@pytest.mark.parametrize("arguments", ['{"cmd": "ls', "nonsense", '"text"', "[]", "{} {}", "[" * 100000, ["a"]])
+@pytest.mark.parametrize("status", [{}, {"status": "incomplete"}])
+def test_a_call_that_came_back_broken_does_not_end_the_conversation(arguments, status):
+    broken = dict(call("c1", arguments=arguments), **status)
+    body, context = to_chat({"input": [broken, call("c2", arguments='{"a":1}')]})
+    assert body["messages"][0]["tool_calls"] == [call_up("c1"), call_up("c2", arguments='{"a":1}')]
+    (warning,) = context.warnings
+    assert "'c1'" in warning and len(warning) < 200
 
 
 def test_an_item_that_chat_has_no_place_for_is_left_out_with_a_warning():

@@ -4,6 +4,9 @@ import json
 from typing import Any, Dict, List, Optional
 
 from ...errors import BadRequestError
+from ..tool_calls import arguments_text
+from .output import parsed_arguments
+from .sealing import Seal
 from .tools import Toolbox, chat_name
 
 __all__ = ["Conversation"]
@@ -19,9 +22,10 @@ class Conversation:
     into one at the start. What the assistant said, thought and called in one go becomes one message.
     """
 
-    def __init__(self, toolbox: Toolbox) -> None:
+    def __init__(self, toolbox: Toolbox, seal: Optional[Seal] = None) -> None:
         self.warnings: List[str] = []
         self._toolbox = toolbox
+        self._seal = seal
         self._system: List[Any] = []  # contents: a string, or a list of chat parts
         self._messages: List[Dict[str, Any]] = []
         self._turn: Optional[_Turn] = None
@@ -51,7 +55,7 @@ class Conversation:
             self._message(item, where)
         elif kind == "function_call":
             name = chat_name(_string(item, "name", where), item.get("namespace"))
-            self._call(item, where, name, _arguments(item.get("arguments")))
+            self._call(item, where, name, self._arguments(item))
         elif kind == "custom_tool_call":
             name = chat_name(_string(item, "name", where), item.get("namespace"))
             self._call(item, where, name, json.dumps({"input": item.get("input") or ""}, ensure_ascii=False))
@@ -102,10 +106,11 @@ class Conversation:
         turn.say(_content(content, where + ".content"), refusal)
 
     def _reasoning(self, item: Dict[str, Any]) -> None:
-        # content is the reasoning itself and summary a digest of it: one of them is enough.
-        text = _texts(item.get("content")) or _texts(item.get("summary"))
+        # What is sealed is the whole, content the reasoning itself and summary a digest of it: one is enough.
+        sealed = self._seal.opened(item.get("encrypted_content")) if self._seal is not None else None
+        text = sealed or _texts(item.get("content")) or _texts(item.get("summary"))
         if not text:
-            return  # encrypted_content alone: nothing that another server could read
+            return  # another server's encrypted_content alone
         turn = self._turn
         if turn is None or (turn.spoke and not turn.calls):
             turn = self._open_turn()
@@ -117,6 +122,18 @@ class Conversation:
         turn.calls.append(
             {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         )
+
+    def _arguments(self, item: Dict[str, Any]) -> str:
+        """Return the arguments of an earlier call, ``{}`` for none and for broken ones.
+
+        vLLM refuses a talk in which they are no JSON up to 0.25, and puts ``{}`` in their place since.
+        """
+        arguments = arguments_text(item.get("arguments"))
+        if parsed_arguments(arguments) is None:
+            told = "the arguments of the call '%s' are no JSON object and were left out: %.60s"
+            self.warnings.append(told % (item.get("call_id"), arguments))
+            return "{}"
+        return arguments if arguments.strip() else "{}"
 
     def _open_turn(self) -> "_Turn":
         self._close_turn()
@@ -230,12 +247,6 @@ def _texts(parts: Any) -> str:
 
 def _is_refusal(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str)
-
-
-def _arguments(arguments: Any) -> str:
-    if arguments is None:
-        return ""
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _string(item: Dict[str, Any], key: str, where: str) -> str:

@@ -10,7 +10,7 @@ from .response import ResponseContext, ToolName, error_event, error_outcome, kep
 
 __all__ = [
     "PARTS", "CallDraft", "CallIds", "ChoiceDraft", "ItemDraft", "PartialResponse", "annotations_of", "logprobs_of",
-    "part_of", "text_of",
+    "parsed_arguments", "part_of", "text_of",
 ]
 
 Json = Dict[str, Any]
@@ -153,12 +153,12 @@ def _custom_input(arguments: str) -> str:
 
     Arguments that are not as asked for are the input themselves, so that nothing is lost.
     """
-    parsed = _parsed(arguments)
+    parsed = parsed_arguments(arguments)
     given = None if parsed is None else parsed.get("input")
     return given if isinstance(given, str) else arguments
 
 
-def _parsed(arguments: str) -> Optional[Json]:
+def parsed_arguments(arguments: str) -> Optional[Json]:
     """Return the object that arguments are, an empty one for blank arguments, ``None`` for anything else."""
     try:
         parsed = json.loads(arguments) if arguments.strip() else {}
@@ -202,7 +202,7 @@ class ItemDraft:
         item["summary"] = []
         item[PARTS[self._context.reasoning].among] = list(self._parts)
         if self._parts and self._context.seal is not None:
-            item["encrypted_content"] = self._context.seal("".join(part["text"] for part in self._parts))
+            item["encrypted_content"] = self._context.seal.sealed("".join(part["text"] for part in self._parts))
         return item
 
 
@@ -233,7 +233,7 @@ class CallDraft:
         vLLM streams a call that it cannot parse as far as it got
         (tests/data/vllm-0.32.0/chat_stream_tools_bad_json.json).
         """
-        return _parsed(joined(self.pieces)) is not None
+        return parsed_arguments(joined(self.pieces)) is not None
 
     def item(self, status: str, arguments: str) -> Json:
         """Return the item with these arguments."""

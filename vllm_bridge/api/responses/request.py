@@ -3,8 +3,9 @@
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ...errors import BadRequestError
-from .response import ResponseContext
 from .input import Conversation
+from .response import ResponseContext
+from .sealing import Seal
 from .tools import Toolbox
 
 __all__ = ["to_chat"]
@@ -33,20 +34,20 @@ _LOGPROBS = "message.output_text.logprobs"
 
 
 def to_chat(
-    body: Dict[str, Any], clock: Optional[Callable[[], float]] = None
+    body: Dict[str, Any], seal: Optional[Seal] = None, clock: Optional[Callable[[], float]] = None
 ) -> Tuple[Dict[str, Any], ResponseContext]:
     """Return the chat request for a Responses request, and what its Response must know.
 
-    `clock` returns the seconds since the epoch, for ``completed_at``. Every field that is not the Responses API's own
-    goes through as it is. Raise `BadRequestError`, its ``param`` set, for what cannot be asked of a server that
-    remembers nothing.
+    `seal` makes and reads ``encrypted_content``, `clock` returns the seconds since the epoch, for ``completed_at``.
+    Every field that is not the Responses API's own goes through as it is. Raise `BadRequestError`, its ``param`` set,
+    for what cannot be asked of a server that remembers nothing.
     """
     body = {key: value for key, value in body.items() if value is not None}
     _refuse_state(body)
     toolbox = Toolbox()
     if "tools" in body:
         toolbox.add_all(body["tools"], "tools")
-    talk = Conversation(toolbox)
+    talk = Conversation(toolbox, seal)
     instructions = body.get("instructions")
     if instructions is not None:
         if not isinstance(instructions, str):
@@ -72,6 +73,7 @@ def to_chat(
         tool_choice=echoed_choice,
         names=toolbox.names,
         warnings=_once(toolbox.warnings + talk.warnings),
+        seal=seal,
         clock=clock,
     )
     return chat, context

@@ -4,6 +4,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from ...errors import BridgeError, exceeds_context, http_status
 from ..folding import is_finish
+from .sealing import Seal
 
 __all__ = [
     "CHAT_FIELDS", "Outcome", "ResponseContext", "ToolName", "chat_id_of", "error_event", "error_outcome", "kept",
@@ -48,7 +49,7 @@ class ResponseContext:
         tool_choice: Any = None,
         names: Optional[Dict[str, ToolName]] = None,
         warnings: Optional[List[str]] = None,
-        seal: Optional[Callable[[str], str]] = None,
+        seal: Optional[Seal] = None,
         clock: Optional[Callable[[], float]] = None,
     ) -> None:
         body = body or {}
