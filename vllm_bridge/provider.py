@@ -322,8 +322,10 @@ class BaseOpenAIProvider:
     def _body(self, operation: str, wire: Dict[str, Any]) -> Dict[str, Any]:
         """Return the request body of an operation's keywords."""
         body = merged(wire)
-        if body.get("model", "") is None:
-            del body["model"]  # as a null in extra_body: the keys' rules are for names
+        if body.get("model", "") is None:  # a null in extra_body says nothing
+            del body["model"]
+            if wire.get("model") is not None:
+                body["model"] = wire["model"]
         if operation in ("chat_completion_stream", "text_completion_stream"):
             body["stream"] = True
             options = body.get("stream_options", {})
@@ -358,7 +360,9 @@ class BaseOpenAIProvider:
         return self._caller.stream(PATHS[operation], body, model, self._options, reader)
 
     def _finished(self, record: R, body: Dict[str, Any], reply: Reply) -> R:
-        config = self.config
+        config, trace = self.config, self._options.trace
+        if trace is not None:
+            trace.take(record.get("usage"))
         if config.send_back_raw_request or config.send_back_raw_response:
             extra = record.setdefault("extra_fields", {})
             if not isinstance(extra, dict):

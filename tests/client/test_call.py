@@ -1,16 +1,22 @@
 """One operation carried out: which key, which headers, what is tried again and where."""
 
+import copy
+import functools
 import json
+import multiprocessing
+import os
+import pickle
 import time
 
 import pytest
 
-from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, completion, delta, event, nobody
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, completion, delta, event, nobody
 from vllm_bridge import (
     APIConnectionError,
     APIStatusError,
     APITimeoutError,
     BadRequestError,
+    Cancellation,
     ConfigError,
     IncompleteStreamError,
     InternalServerError,
@@ -290,6 +296,25 @@ def test_extra_headers_fill_in_and_a_calls_own_win():
     assert all(len(set(request.headers)) == len(request.pairs) for request in server.requests)
 
 
+@pytest.mark.parametrize("name", ["Authorization", "X-Team", "Content-Type", "Accept", "User-Agent", "X-Request-Id",
+                                  "Cache-Control", "Accept-Encoding", "Host"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_header_given_twice_in_different_case_goes_up_once_and_the_later_wins(name, stream):
+    extra = {name.upper(): "2", "X-Other": "a"}
+    streamed = ["request", SSE_HEAD, event(delta("good", "stop")), event("[DONE]"), LAST_CHUNK, "again"]
+    with Scripted(streamed if stream else GOOD) as server:
+        keys = [{"value": KEY, "url": server.url}]
+        config = ProviderConfig(NetworkConfig(extra_headers=extra), keys=keys)
+        with VLLMProvider(config=config, headers={name.lower(): "3"}) as provider:
+            again = provider.with_options(headers={name.swapcase(): "4", "x-other": "b"})
+            third = again.with_options(headers={name.upper(): "5"}).with_options(headers={name: "6"})
+            for each in (provider, again, third):
+                list(each.chat_completion_stream(**ASK)) if stream else text_of(each)
+    for request, value in zip(server.requests, "346"):
+        assert [given for each, given in request.pairs if each == name.lower()] == [value]
+        assert [given for each, given in request.pairs if each == "x-other"] == ["a" if value == "3" else "b"]
+
+
 def test_an_alias_becomes_the_real_name_only_on_the_wire():
     with Scripted(GOOD) as server:
         keys = [{"url": server.url, "aliases": {"small": "Qwen/Qwen3-0.6B"}}]
@@ -298,6 +323,50 @@ def test_an_alias_becomes_the_real_name_only_on_the_wire():
             provider.chat_completion(**asked)
             assert server.requests[0].json["model"] == "Qwen/Qwen3-0.6B"
             assert asked["model"] == "small"
+
+
+def test_aliases_hold_for_a_transcription_at_each_key_it_tries():
+    fine = answer({"text": "fine"})
+    with Scripted(["request", status(503), "again"]) as busy, Scripted(["request", fine, "again"]) as good:
+        keys = [{"url": busy.url, "aliases": {"ear": "openai/whisper-small"}, "models": ["ear"]},
+                {"url": good.url, "aliases": {"ear": "openai/whisper-large-v3"}, "models": ["ear"]}]
+        with VLLMProvider(config=ProviderConfig(keys=keys)) as provider:
+            for _ in range(6):
+                assert provider.transcription(file=b"RIFF0000WAVEfmt 0", model="ear", language="en").text == "fine"
+    assert busy.requests and all(b"\r\n\r\nopenai/whisper-small\r\n" in request.body for request in busy.requests)
+    for request in good.requests:
+        assert b"\r\n\r\nopenai/whisper-large-v3\r\n" in request.body and b"RIFF0000WAVEfmt 0" in request.body
+        assert b'name="language"\r\n\r\nen\r\n' in request.body and b"ear\r\n" not in request.body
+
+
+@pytest.mark.parametrize("operation, wire", [
+    ("chat_completion", {"messages": []}), ("embedding", {"input": "a"}), ("transcription", {"file": b"x"}),
+])
+def test_a_call_without_a_model_goes_to_a_key_with_aliases(operation, wire):
+    replies = {"chat_completion": completion("good"), "embedding": {"object": "list", "data": []},
+               "transcription": {"text": "x"}}
+    with Scripted(["request", answer(replies[operation]), "again"]) as server:
+        keys = [{"url": server.url, "aliases": {"small": "big"}, "models": ["small"]}]
+        with VLLMProvider(config=ProviderConfig(keys=keys)) as provider:
+            getattr(provider, operation)(**wire)
+            assert b"model" not in server.requests[0].body
+            getattr(provider, operation)(model="small", **wire)
+            assert b"big" in server.requests[1].body
+
+
+def test_extra_body_is_merged_before_the_model_is_looked_at():
+    with Scripted(GOOD) as server:
+        keys = [{"url": server.url, "aliases": {"small": "big"}, "blacklisted_models": ["secret"]}]
+        with VLLMProvider(config=ProviderConfig(keys=keys)) as provider:
+            for model, extra, sent in (("m", "small", "big"), ("m", None, "m"), ("small", None, "big")):
+                provider.chat_completion(messages=[], model=model, extra_body={"model": extra})
+                assert server.requests[-1].json == {"messages": [], "model": sent}
+            for extra in ("secret", ["secret"], 5, {"a": 1}):
+                for call in (provider.chat_completion, provider.chat_completion_stream, provider.responses):
+                    with pytest.raises(BadRequestError) as caught:
+                        call(messages=[], input="a", model="m", extra_body={"model": extra})
+                    assert caught.value.param == "model"
+            assert len(server.requests) == 3
 
 
 def test_the_servers_request_id_is_told_with_an_error():
@@ -369,6 +438,196 @@ def test_a_reply_that_quotes_the_key_is_left_as_it_is():
     with Scripted(["request", answer(completion("your key is %s0" % KEY))]) as server:
         with provider_for(server.url) as provider:
             assert text_of(provider) == "your key is %s0" % KEY
+
+
+@pytest.mark.parametrize("before", range(0, 2200, 44))
+@pytest.mark.parametrize("leak", ["text", "json", "unreadable", "stream", "event", "detail"])
+def test_where_a_message_is_cut_no_part_of_a_key_is_left(before, leak):
+    said = "x" * before + " " + KEY + "0 " + "y" * 3000
+    script = {
+        "text": answer(said.encode(), "500 Bad", "text/plain"), "json": status(400, "", {"error": {"message": said}}),
+        "unreadable": answer(said.encode(), content_type="text/plain"), "stream": SSE_HEAD + event(said) + LAST_CHUNK,
+        "event": answer(said.encode(), content_type="text/plain"), "detail": status(400, "", {"odd": said}),
+    }
+    with Scripted(["request", script[leak]]) as server, provider_for(server.url, max_retries=0) as provider:
+        with pytest.raises(Exception) as caught:
+            list(getattr(provider, "chat_completion" + "_stream" * (leak in ("stream", "event")))(**ASK))
+    error = caught.value
+    shown = error.message + str(error) + repr(error.args) + json.dumps(error.payload)
+    assert not any(KEY[:end] in shown for end in range(6, len(KEY)))
+    assert len(error.message) <= 2001
+
+
+# ---------------------------------------------------------------- what became of a call
+
+def test_a_trace_is_filled_after_every_call():
+    usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+    known = "X-Request-Id: from-server\r\n"
+    stream = [SSE_HEAD[:-2] + known.encode() + b"\r\n", event(delta("a")), event(delta("b", "stop")),
+              event({"choices": [], "usage": usage}), event("[DONE]"), LAST_CHUNK]
+    operations = {
+        "chat_completion": (ASK, dict(completion(), usage=usage)),
+        "text_completion": ({"prompt": "a"}, {"choices": [], "usage": usage}),
+        "embedding": ({"input": "a"}, {"object": "list", "data": [], "usage": usage}),
+        "rerank": ({"query": "a", "documents": ["b"]},
+                   {"results": [{"index": 0, "relevance_score": 1.0}], "usage": {"prompt_tokens": 5}}),
+        "responses": ({"input": "a"}, dict(completion(), usage=usage)),
+        "transcription": ({"file": b"x"}, {"text": "a", "usage": {"input_tokens": 5, "output_tokens": 7}}),
+        "list_models": ({}, {"object": "list", "data": []}),
+    }
+    for operation, (wire, reply) in operations.items():
+        with Scripted(["request", answer(reply, extra=known)]) as server, provider_for(server.url) as provider:
+            trace = Trace()
+            getattr(provider.with_options(trace=trace), operation)(**wire)
+            assert (trace.status, trace.attempts, trace.server) == (200, 1, server.url), operation
+            assert trace.request_id == "from-server"
+            tokens = {"list_models": (0, 0), "rerank": (5, 0)}.get(operation, (5, 7))
+            assert (trace.prompt_tokens, trace.completion_tokens) == tokens, operation
+    for operation in ("chat_completion_stream", "responses_stream", "forward_stream"):
+        with Scripted(["request"] + stream) as server, provider_for(server.url) as provider:
+            trace = Trace()
+            wire = {"operation": "chat_completion", "body": ASK} if operation == "forward_stream" else \
+                {"input": "a"} if operation == "responses_stream" else ASK
+            list(getattr(provider.with_options(trace=trace), operation)(**wire))
+            assert (trace.status, trace.attempts, trace.server) == (200, 1, server.url), operation
+            assert (trace.request_id, trace.events >= 2) == ("from-server", True)
+            assert (trace.prompt_tokens, trace.completion_tokens) == (5, 7), operation
+
+
+def test_a_trace_tells_of_a_call_that_failed():
+    with Scripted(["request", status(429, "X-Request-Id: r9\r\n"), "again"]) as server:
+        with provider_for(server.url, max_retries=1) as provider:
+            trace = Trace()
+            with pytest.raises(RateLimitError):
+                text_of(provider.with_options(trace=trace))
+            assert (trace.status, trace.attempts, trace.server, trace.request_id) == (429, 2, server.url, "r9")
+    with provider_for(nobody(), max_retries=0) as provider:
+        trace = Trace()
+        with pytest.raises(APIConnectionError):
+            text_of(provider.with_options(trace=trace))
+        assert (trace.status, trace.attempts) == (None, 1)
+    with Scripted(["request", SSE_HEAD, event(delta("a")), event(delta("b")), "hold"]) as server:
+        with provider_for(server.url) as provider:
+            trace = Trace()
+            with provider.with_options(trace=trace).chat_completion_stream(**ASK) as stream:
+                next(stream), next(stream)
+            assert (trace.status, trace.events) == (200, 2)
+
+
+# ---------------------------------------------------------------- comments, for whoever hands a stream on
+
+LAST = [event(delta("good", "stop")), event("[DONE]"), LAST_CHUNK]
+COMMENT = chunk(b": server\n\n")
+
+
+def passing(provider, operation, interval=0):
+    wire = {"forward_stream": ("chat_completion", ASK)}.get(operation, ())
+    keywords = {} if wire else {"input": "a"} if operation == "responses_stream" else ASK
+    return getattr(provider.with_options(keep_alive_interval=interval), operation)(*wire, **keywords)
+
+
+@pytest.mark.parametrize("operation", ["forward_stream", "chat_completion_stream", "responses_stream"])
+def test_comments_come_at_once_and_attempts_go_on_behind_them(operation):
+    broken = ["request", SSE_HEAD, COMMENT, event({"error": {"message": "busy", "code": 503}}), LAST_CHUNK]
+    fine = ["request", SSE_HEAD, COMMENT, event(delta("a")), COMMENT] + LAST
+    with Scripted(broken, fine) as server, provider_for(server.url) as provider:
+        stream = passing(provider, operation)
+        assert not stream.begun and next(stream) == b": server\n\n"
+        items = list(stream)
+        assert stream.begun and len(server.requests) == 2
+    passed = b"".join(item for item in items if isinstance(item, bytes))
+    assert passed.count(b": server\n\n") == 2
+    if operation != "forward_stream":
+        assert passed.count(b"\n") == 4 and any(isinstance(item, dict) for item in items)
+
+
+@pytest.mark.parametrize("operation", ["forward_stream", "chat_completion_stream", "responses_stream"])
+def test_what_fails_behind_a_comment_is_raised_by_the_stream(operation):
+    broken = ["request", SSE_HEAD, COMMENT, event({"error": {"message": "no", "code": 400}}), LAST_CHUNK]
+    with Scripted(broken) as server, provider_for(server.url) as provider:
+        stream = passing(provider, operation)
+        with pytest.raises(BadRequestError, match="no"):
+            list(stream)
+        assert not stream.begun
+
+
+@pytest.mark.parametrize("silence", ["head", "pause"])
+def test_comments_of_our_own_fill_every_silence(silence):
+    first = event(delta("a"))
+    scripts = {
+        "head": [["request", ("sleep", 0.5), SSE_HEAD, first] + LAST],
+        "event": [["request", SSE_HEAD, ("sleep", 0.5), first] + LAST],
+        "between": [["request", SSE_HEAD, first, ("sleep", 0.5)] + LAST],
+        "pause": [["request", status(503, "Retry-After: 0.5\r\n")], ["request", SSE_HEAD, first] + LAST],
+    }[silence]
+    with Scripted(*scripts) as server, provider_for(server.url) as provider:
+        items = list(passing(provider, "forward_stream", 0.1))
+    at = [item.startswith(b":") for item in items]
+    assert 3 <= sum(at) <= 6
+    assert items[-1].endswith(b"data: [DONE]\n\n")
+    assert at[0] is (silence != "between")
+
+
+def test_a_stream_that_is_left_while_its_head_is_waited_for_is_closed():
+    with Scripted(["request", ("sleep", 0.3), SSE_HEAD, ("repeat", event(delta("x")), 0.01)]) as server:
+        with provider_for(server.url) as provider:
+            with passing(provider, "forward_stream", 0.05) as stream:
+                assert next(stream) == b": keep-alive\n\n"
+            server.until("eof")
+
+
+# ---------------------------------------------------------------- other processes
+
+def restored(provider):
+    yield pickle.loads(pickle.dumps(provider))
+    yield copy.deepcopy(provider)
+    yield copy.copy(provider)
+
+
+def test_a_provider_is_pickled_and_copied_with_its_settings():
+    with Scripted(GOOD) as server, provider_for(server.url, max_retries=7) as provider:
+        text_of(provider)
+        changed = provider.with_options(timeout=(3, 4), headers={"X-A": "b"}, deadline=9, key_name="name0")
+        for number, other in enumerate(restored(changed), 1):
+            with other:
+                assert type(other) is VLLMProvider and other.config == provider.config
+                assert other._options.__dict__ == changed._options.__dict__
+                assert text_of(other) == "good"
+                assert server.requests[-1].headers["x-a"] == "b"
+        assert text_of(provider) == "good"
+
+
+@pytest.mark.skip("client/cancellation is being rewritten")
+def test_a_provider_that_can_be_cancelled_says_why_it_stays():
+    with VLLMProvider("http://127.0.0.1:1").with_options(cancel=Cancellation()) as provider:
+        for copied in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="Cancellation"):
+                copied(provider)
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_providers_work_in_a_pool_of_processes(method):
+    with EchoServer() as server, VLLMProvider(server.url) as provider:
+        ask = functools.partial(provider.chat_completion, model="echo", messages=ASK["messages"])
+        assert ask().text
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            replies = [pool.apply_async(ask) for _ in range(4)]
+            assert [reply.get(60).text for reply in replies] == [ask().text] * 4
+            pool.close()
+            pool.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_held():
+    with Scripted(GOOD) as server, provider_for(server.url, nobody()) as provider:
+        fleet = provider._caller.fleet
+        fleet.failed(fleet.keys[1])
+        with fleet._lock:
+            pid = os.fork()
+            if not pid:
+                os._exit(0 if text_of(provider) == "good" else 1)
+        assert os.waitpid(pid, 0)[1] == 0
 
 
 # ---------------------------------------------------------------- settings of a call

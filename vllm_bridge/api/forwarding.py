@@ -64,9 +64,13 @@ class Forwarding:
         failure: Optional[BridgeError] = None
         try:
             for event in self._decoder.feed(block[end:], comments=True):
-                out.append(event + b"\n\n" if type(event) is bytes else self._handed_on(event))
+                if type(event) is bytes:
+                    out.append(event + b"\n\n")
+                    continue
+                out.append(self._handed_on(event))
                 if self.ended:
                     break
+                self.events += 1
         except BridgeError as error:
             failure = error
         block = b"".join(out)
@@ -110,7 +114,6 @@ class Forwarding:
             return DONE
         if not data:
             return b""
-        self.events += 1
         if '_reason":' in data:
             event.data = data = _EMPTY_END.sub(r'"\1":null', data)
         if (

@@ -138,7 +138,7 @@ class Caller:
                     attempts = _Attempts(self.network, fleet, model, options)
                 told(error, call)
                 if trace is not None:
-                    trace.status = error.status_code
+                    trace.status, trace.request_id = error.status_code, error.request_id
                 pause = attempts.failed(key, error)
                 if pause is None or (deadline is not None and time.monotonic() + pause >= deadline):
                     raise attempts.failure(error)

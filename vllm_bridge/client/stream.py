@@ -245,11 +245,11 @@ def _handed_on(
             if reader.ended:
                 source.finish()
             yield out
-        if reader.ended:
-            return True
         if reader.events > before:
             progress.events = reader.events
             blocks.event()
+        if reader.ended:
+            return True
     if not reader.finished:
         return False
     source.finish()
