@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, T
 from .api import chat
 from .api import embeddings
 from .api import completions
+from .api import models
 from .client.call import Wire
 from .errors import APIStatusError, BridgeError, NotFoundError, exceeds_context
 from .provider import PATHS, BaseOpenAIProvider
@@ -203,9 +204,9 @@ class VLLMProvider(BaseOpenAIProvider):
         if operation == "responses" and self.config.native_responses == "auto":
             return error  # which goes over chat then
         error.message = "this server does not offer %s (POST %s is not there)" % (operation, PATHS[operation])
-        models = self._models_at(error.url)
-        if models:
-            error.message += "; its models are: %s" % ", ".join(models)
+        names = self._models_at(error.url)
+        if names:
+            error.message += "; its models are: %s" % ", ".join(names)
         error.type = error.type or "NotFoundError"
         return error
 
@@ -218,8 +219,8 @@ class VLLMProvider(BaseOpenAIProvider):
                 options = self._options.changed(timeout=(2.0, 2.0), trace=None)
                 try:
                     reply = self._caller.get(PATH, key, options)
-                    return [str(model["id"]) for model in object_of(reply.body)["data"]]
-                except (BridgeError, LookupError, TypeError):
+                    return [str(model.get("id")) for model in models.read(reply.body)["data"]]
+                except BridgeError:
                     return []
         return []
 

@@ -124,11 +124,12 @@ def decode(data: Union[bytes, str]) -> Any:
         raise undecodable("the server sent no valid JSON (%s)" % reason, text) from None
 
 
-# What an answer to each operation holds: a list, and a member of its items.
+# What an answer to each operation holds: a list, and a member by which its items are known.
 _SHAPES = {
     "chat_completion": ("choices", "message"),
     "text_completion": ("choices", "text"),
     "embedding": ("data", "embedding"),
+    "list_models": ("data", "id"),
     "responses": ("output", "type"),
 }
 
@@ -148,7 +149,7 @@ def object_of(body: bytes, operation: str = "", **fields: Any) -> Dict[str, Any]
         raise undecodable("the server sent no JSON object", text, payload=payload, **fields)
     name, member = _SHAPES.get(operation, ("", ""))
     items = payload.get(name) if name else []
-    if not isinstance(items, list) or not all(isinstance(item, dict) and member in item for item in items):
+    if not isinstance(items, list) or (items and not any(isinstance(item, dict) and member in item for item in items)):
         text = body.decode("utf-8", "replace")
         raise undecodable("the server sent no answer to %s" % operation, text, payload=payload, **fields)
     return payload

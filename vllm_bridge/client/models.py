@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Optional, Tuple
 from .call import Caller
 from .options import Options
 from ..config.settings import Key
-from ..errors import BridgeError, ResponseDecodeError
+from ..errors import BridgeError
 from .fleet import Fleet
+from ..api import models
 from ..api.records import ModelList
 from .reply import Reply
-from ..api.body import decode
 
 __all__ = ["collect"]
 
@@ -29,25 +29,22 @@ def collect(caller: Caller, options: Options) -> ModelList:
     if len(caller.fleet.keys) == 1:
         key = caller.fleet.keys[0]
         reply = caller.reply("GET", PATH, None, None, options)
-        payload = _payload(reply)
+        payload = _read(reply)
         payload["data"] = _allowed(payload["data"], key)
         return ModelList(payload)
     answers = _ask_all(caller, keys, options)
-    models: Dict[str, Any] = {}
     statuses = []
     failure: Optional[BridgeError] = None
-    for position, (key, (found, error)) in enumerate(zip(keys, answers)):
+    for position, (key, (_, error)) in enumerate(zip(keys, answers)):
         name = key.id or key.name or str(position)
         status: Dict[str, Any] = {"key_id": name, "provider": "vllm", "status": "success"}
         if error is not None:
             failure = error
             status.update(status="list_models_failed", error={"message": error.message, "code": error.code})
         statuses.append(status)
-        for model in _allowed(found, key):
-            models.setdefault(str(model.get("id")), model)
     if failure is not None and not any(status["status"] == "success" for status in statuses):
         raise failure
-    data = [models[name] for name in sorted(models)]
+    data = models.merged(_allowed(found, key) for key, (found, _) in zip(keys, answers))
     return ModelList({"object": "list", "data": data, "key_statuses": statuses})
 
 
@@ -66,7 +63,7 @@ def _ask_all(caller: Caller, keys: List[Key], options: Options) -> List[_Answer]
 
     def ask(position: int, key: Key) -> None:
         try:
-            answers[position] = (_payload(caller.get(PATH, key, options))["data"], None)
+            answers[position] = (_read(caller.get(PATH, key, options))["data"], None)
         except BridgeError as error:
             answers[position] = ([], error)
         except BaseException as error:  # nobody sees what a thread raises
@@ -87,28 +84,9 @@ def _ask_all(caller: Caller, keys: List[Key], options: Options) -> List[_Answer]
     return answers
 
 
-def _payload(reply: Reply) -> Dict[str, Any]:
-    payload = reply.read(lambda: _checked(decode(reply.body)))
-    payload["data"] = [model for model in payload["data"] if isinstance(model, dict)]
-    for model in payload["data"]:
-        if "max_model_len" in model:  # vLLM's word for what other servers call so
-            model.setdefault("context_length", model["max_model_len"])
-    return payload
+def _read(reply: Reply) -> Dict[str, Any]:
+    return reply.read(lambda: models.read(reply.body))
 
 
-def _checked(payload: Any) -> Dict[str, Any]:
-    if not isinstance(payload, dict) or not isinstance(payload.get("data"), list):
-        raise ResponseDecodeError("the server sent no list of models", payload=payload)
-    return payload
-
-
-def _allowed(models: List[Dict[str, Any]], key: Key) -> List[Dict[str, Any]]:
-    """Return the models that a key lets through, each alias beside the model that it stands for."""
-    shown = []
-    for model in models:
-        name = str(model.get("id"))
-        names = [name] + [alias for alias, real in key.aliases.items() if real == name]
-        for label in names:
-            if Fleet.allows(key, label):
-                shown.append(model if label == name else {**model, "id": label, "alias": name})
-    return shown
+def _allowed(found: List[Dict[str, Any]], key: Key) -> List[Dict[str, Any]]:
+    return models.allowed(found, key.aliases, lambda name: Fleet.allows(key, name))

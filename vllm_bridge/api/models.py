@@ -1,0 +1,43 @@
+"""Lists of models: one server's read, several merged."""
+
+from typing import Any, Callable, Dict, Iterable, List, Mapping
+
+from .body import object_of
+from .folding import objects
+
+__all__ = ["allowed", "merged", "read"]
+
+Model = Dict[str, Any]
+
+
+def read(body: bytes) -> Dict[str, Any]:
+    """Return a server's list of models, without what is none; raises `ResponseDecodeError`.
+
+    ``context_length``, as other servers call it, is vLLM's ``max_model_len``.
+    """
+    payload = object_of(body, "list_models")
+    payload["data"] = objects(payload["data"])
+    for model in payload["data"]:
+        if "max_model_len" in model:
+            model.setdefault("context_length", model["max_model_len"])
+    return payload
+
+
+def allowed(models: Iterable[Model], aliases: Mapping[str, str], allows: Callable[[str], bool]) -> List[Model]:
+    """Return the models that are let through, each alias beside the model that it stands for."""
+    shown = []
+    for model in models:
+        name = str(model.get("id"))
+        for label in [name] + [alias for alias, real in aliases.items() if real == name]:
+            if allows(label):
+                shown.append(model if label == name else {**model, "id": label, "alias": name})
+    return shown
+
+
+def merged(lists: Iterable[Iterable[Model]]) -> List[Model]:
+    """Return the models of several lists by their ids, the first of each."""
+    models: Dict[str, Model] = {}
+    for found in lists:
+        for model in found:
+            models.setdefault(str(model.get("id")), model)
+    return [models[name] for name in sorted(models)]
