@@ -182,9 +182,10 @@ def iter_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the lines of a byte stream as `bytes` without their ends, the unfinished last one included."""
     decoder = LineDecoder()
     for block in blocks:
-        # A giant block is cut, so that what precedes a line that is too long goes out however the bytes come.
-        for start in range(0, len(block), MAX_LINE):
-            yield from decoder.feed(block[start:start + MAX_LINE])
+        while len(block) > MAX_LINE:  # what precedes a line that is too long goes out however the bytes come
+            yield from decoder.feed(block[:MAX_LINE])
+            block = block[MAX_LINE:]
+        yield from decoder.feed(block)
     rest = decoder.rest()
     if rest is not None:
         yield rest

@@ -102,7 +102,7 @@ class ChunkReader(Generic[R]):
         self.adapt(payload, data)
         finishes = False
         for choice in choices:
-            if type(choice) is not dict:
+            if type(choice) is not dict or choice.get("finish_reason") is choice.get("stop_reason") is None:
                 continue
             without_empty_ends(choice)
             if is_finish(choice.get("finish_reason")):

@@ -216,7 +216,11 @@ class ChatCompletionChunk(Record):
 
 
 def _first_choice(reply: Record) -> Dict[str, Any]:
-    return next((choice for choice in objects(reply.get("choices")) if not choice.get("index")), {})
+    choices = reply.get("choices")
+    for choice in choices if isinstance(choices, list) else ():  # each chunk of a stream is asked
+        if isinstance(choice, dict) and not choice.get("index"):
+            return choice
+    return {}
 
 
 def _text_of(reply: Record, holder: str) -> str:
