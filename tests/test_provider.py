@@ -447,3 +447,15 @@ def test_every_prompt_has_its_answer(prompts):
             chunks = list(vllm.text_completion_stream(model="echo", prompt=prompts, n=number))
             ended = {choice.index for chunk in chunks for choice in chunk.choices if choice.finish_reason}
             assert ended == set(range(2 * number))
+
+
+@pytest.mark.parametrize(
+    "odd", [b"[" * depth + b"]" * depth for depth in (400, 700, 900, 2000)] + [b"NaN"], ids=range(5))
+def test_an_answer_that_cannot_be_printed_again(odd):
+    message = b'{"role":"assistant","content":"x","reasoning":"r","odd":%s}' % odd
+    body = b'{"choices":[{"index":0,"message":%s,"finish_reason":"stop"}]}' % message
+    with Scripted(["request", answer(body)]) as server, VLLMProvider(server.url) as vllm:
+        try:
+            assert b'"reasoning_content":"r"' in vllm.forward("chat_completion", {"messages": []}).body
+        except ResponseDecodeError as error:
+            assert error.url == server.url + "/v1/chat/completions"

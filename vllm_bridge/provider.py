@@ -1,6 +1,5 @@
 """The vocabulary of operations, and how a server with OpenAI's API carries them out."""
 
-import copy
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
 
 from .api import completions
@@ -10,7 +9,7 @@ from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, Tally, 
 from .api.forwarding import Forwarding
 from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig
-from .errors import BadRequestError, ConfigError, UnsupportedOperationError
+from .errors import BadRequestError, ConfigError, ResponseDecodeError, UnsupportedOperationError
 from .api.records import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -283,11 +282,15 @@ class BaseOpenAIProvider:
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
         if is_object and not raw and not self._needs_reading(operation, reply.body):
             return reply
-        before = reply.read(lambda: _object(reply))
-        after = self._finished(
-            Record(reply.read(lambda: self._adapted(operation, copy.deepcopy(before)))), wire, reply
-        )
-        return reply if after == before else reply._replace(body=to_json(after))
+        return reply.read(lambda: self._rewritten(operation, wire, reply))
+
+    def _rewritten(self, operation: str, wire: Dict[str, Any], reply: Reply) -> Reply:
+        """Return a reply as its readers expect it; the same if that changes nothing."""
+        try:
+            after = self._finished(Record(self._adapted(operation, _object(reply))), wire, reply)
+            return reply if after == _object(reply) else reply._replace(body=to_json(after))
+        except (BadRequestError, RecursionError) as error:  # nested deeply, or with a NaN, which JSON lacks
+            raise ResponseDecodeError("the server's answer cannot be handed on: %s" % error) from None
 
     def forward_stream(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Stream[bytes]:
         """Carry out a streaming ``chat_completion`` or ``text_completion``; the items are events as bytes to hand on.
