@@ -4,12 +4,14 @@ The library's side of proxies, certificates and redirects is in test_transport; 
 see of it, and what the operating system shows of the process.
 """
 
+import base64
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
@@ -121,6 +123,40 @@ def test_the_librarys_errors_hold_no_key(reply: List[Any]) -> None:
                 error = caught.value
                 assert_clean(error), assert_clean(repr(error)), assert_clean(error.args)
                 assert_clean([getattr(error, name) for name in ("type", "code", "param", "payload", "url")])
+
+
+LOGIN = base64.b64encode(b"me:" + PASSWORD.encode()).decode()
+
+
+@pytest.mark.parametrize("way", ["headers", "with_options", "extra_headers"])
+@pytest.mark.parametrize("name, value, secrets", [
+    ("Authorization", "Bearer " + WRONG, [WRONG]), ("authorization", WRONG, [WRONG]),
+    ("X-Api-Key", WRONG, [WRONG]), ("api-key", WRONG, [WRONG]), ("Ocp-Apim-Subscription-Key", WRONG, [WRONG]),
+    ("Proxy-Authorization", "Basic " + LOGIN, [LOGIN, PASSWORD]), ("Cookie", "a=1; session=" + WRONG, [WRONG]),
+    ("CF-Access-Client-Secret", WRONG, [WRONG]), ("X-Upstream", "Bearer " + WRONG, [WRONG]),
+])
+def test_no_error_repeats_a_header_that_is_a_credential(
+    way: str, name: str, value: str, secrets: List[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "%s: %s; %s" % (name, value, PASSWORD)
+    for label, reply in repeated(said if PASSWORD in secrets else said.replace(PASSWORD, "")):
+        with caplog.at_level(logging.DEBUG), Scripted(["request"] + reply) as server:
+            if way == "extra_headers":
+                network = {"base_url": server.url, "max_retries": 0, "extra_headers": {name: value}}
+                provider = VLLMProvider(config={"network_config": network})
+            else:
+                provider = VLLMProvider(server.url, max_retries=0, headers={name: value} if way == "headers" else None)
+            with provider:
+                asked_with = provider.with_options(headers={name: value}) if way == "with_options" else provider
+                with pytest.raises(BridgeError) as caught:
+                    asked_with.chat_completion(model="m", messages=[{"role": "user", "content": "x"}])
+                shown = [repr(provider), repr(provider.config), repr(asked_with), repr(caught.value)]
+            shown += traceback.format_exception(type(caught.value), caught.value, caught.value.__traceback__)
+        error = caught.value
+        shown += map(str, (error.args, error.type, error.code, error.param, error.payload, error.url, caplog.text))
+        for secret in secrets:
+            assert not [text for text in shown if secret in text], label
+        assert server.requests[0].headers[name.lower()] == value
 
 
 # ---------------------------------------------------------------- logs, tables, the process list

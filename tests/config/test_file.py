@@ -135,6 +135,14 @@ def test_a_wrong_object_is_named(given_config, start):
     assert message(VLLMProvider, config=given_config).startswith(start)
 
 
+def test_only_other_providers_are_spoken_of(caplog):
+    loads('{"providers": {"vllm": {}, "_note": 1, "$schema": 2}}')
+    assert not caplog.records
+    loads('{"providers": {"vllm": {}, "_note": 1, "openai": {}, "azure": {}}}')
+    assert [record.getMessage() for record in caplog.records] == [
+        "providers other than vllm are left out: 'azure', 'openai'"]
+
+
 def test_warnings_of_a_configuration_are_logged(caplog):
     provider_config({"providers": {"openai": {}, "vllm": {"keys": [{"value": "env.NO_SUCH_VARIABLE_HERE"}]}}})
     assert {record.name for record in caplog.records} == {"vllm_bridge"}

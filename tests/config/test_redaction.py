@@ -41,6 +41,8 @@ def test_the_secret_is_what_stands_behind_the_scheme():
     assert credentials({"Authorization": "Bearer " + KEY}) == (KEY,)
     assert credentials({"authorization": "Basic " + login}) == (login, "user:pass:word", "pass:word")
     assert credentials({"Authorization": "Basic \u00e9"}) == ("\u00e9",)
+    login = base64.b64encode("\u00fcser:p\u00e4ss".encode()).decode()
+    assert credentials({"X-Forwarded-Login": "basic " + login}) == (login, "\u00fcser:p\u00e4ss", "p\u00e4ss")
     assert credentials({"Cookie": "a=first-value; b=second=value; c"}) == ("first-value", "second=value")
     assert credentials({"X-Api-Key": "", "Authorization": "Bearer"}) == ("Bearer",)
 

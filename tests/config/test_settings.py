@@ -230,6 +230,8 @@ def test_proxies(monkeypatch):
     assert ProxyConfig("http", "https://proxy", "a@b").url_with_credentials() == "https://a%40b@proxy"
     monkeypatch.setitem(sys.modules, "socks", types.ModuleType("socks"))
     assert ProxyConfig("socks5", "proxy:1080").url == "socks5h://proxy:1080"
+    for kind in ("environment", "none", "http", "socks5"):
+        assert ProxyConfig(kind, "proxy:1080" if kind in ("http", "socks5") else None).type == kind
     monkeypatch.setitem(sys.modules, "socks", None)
     text = message(ProxyConfig, "socks5", "proxy:1080")
     assert text == 'proxy_config.type: "socks5" needs PySocks; install it with: pip install "requests[socks]"'
@@ -247,6 +249,12 @@ def test_lean_http_is_taken_does_nothing_and_is_spoken_of_once(monkeypatch, capl
     assert (record.name, record.levelname) == ("vllm_bridge", "WARNING")
     assert record.getMessage().startswith("providers.vllm.network_config.lean_http: does nothing")
     assert message(NetworkConfig, lean_http="no").startswith("network_config.lean_http: ")
+
+
+def test_an_empty_address_of_a_key_hides_no_name():
+    key = Key(vllm_key_config={"use_anthropic_endpoint": True, "url": "", "model_name": "real"}, url="gpu:1")
+    assert (key.url, key.model_name) == ("http://gpu:1", "real")
+    assert Key(vllm_key_config={"model_name": None, "url": "gpu:2"}, model_name="m").url == "http://gpu:2"
 
 
 def test_certificates(tmp_path):
