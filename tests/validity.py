@@ -18,7 +18,10 @@ SCHEMA = pathlib.Path(__file__).parent / "data" / "openresponses-openapi.json"
 CHECKED = jsonschema is not None or openai_types is not None
 
 # Kinds that the schema of the shared specification does not have, by what carries them.
-_OPENAI_ONLY = ("custom", "namespace", "custom_tool_call")
+_OPENAI_ONLY = (
+    "custom", "namespace", "custom_tool_call", "local_shell", "local_shell_call", "shell", "shell_call", "apply_patch",
+    "apply_patch_call", "computer_use_preview", "computer_call", "tool_search", "tool_search_call",
+)
 # The specification says response.reasoning.delta where OpenAI and vLLM say reasoning_text.
 _RENAMED = {
     "response.reasoning_text.delta": "response.reasoning.delta",

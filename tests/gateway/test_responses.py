@@ -247,6 +247,44 @@ def test_a_custom_tool_there_and_back(client: Any, echo: EchoServer, streams: bo
     assert json.loads(sent["function"]["arguments"]) == {"input": "echo"}
 
 
+SCREEN = {"type": "computer_screenshot", "image_url": "data:image/png;base64,AA=="}
+RAN = {"stdout": "a.txt", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}
+FOUND = [{"type": "function", "name": "get_tide", "description": "d", "parameters": CLOCK["parameters"]}]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("tool, kind, output, said", [
+    ({"type": "local_shell"}, "local_shell_call", {"output": "a.txt"}, "a.txt"),
+    ({"type": "shell", "environment": {"type": "local"}}, "shell_call", {"output": [RAN]}, json.dumps([RAN])),
+    ({"type": "apply_patch"}, "apply_patch_call", {"status": "completed", "output": "done"}, "completed: done"),
+    ({"type": "computer_use_preview", "display_width": 1, "display_height": 1, "environment": "browser"},
+     "computer_call", {"output": SCREEN}, None),
+    ({"type": "tool_search", "execution": "client", "description": "d", "parameters": CLOCK["parameters"]},
+     "tool_search", {"tools": FOUND, "execution": "client", "status": "completed"}, json.dumps(FOUND)),
+])
+def test_a_tool_of_the_clients_own_there_and_back(
+    client: Any, echo: EchoServer, streams: bool, tool: Dict[str, Any], kind: str, output: Dict[str, Any], said: Any,
+) -> None:
+    talk: List[Any] = [{"role": "user", "content": "Do it"}]
+    reply = turn(client, streams, talk, tools=[tool], tool_choice="required")
+    call = reply.output[-1]
+    assert call.type == kind.replace("tool_search", "tool_search_call") and call.status == "completed"
+    assert reply.tools[0].type == tool["type"] and reply.metadata == {}
+    sent = echo.requests[-1].json["tools"][0]["function"]
+    assert sent["name"] == tool["type"] and sent["parameters"]["type"] == "object"
+    called = {"id" if kind == "local_shell_call" else "call_id": call.call_id}
+    talk.append({"type": kind + "_output", **called, **output})
+    told = turn(client, streams, talk, tools=[tool]).output_text
+    messages = echo.requests[-1].json["messages"]
+    function = messages[1]["tool_calls"][0]["function"]
+    assert function["name"] == tool["type"] and isinstance(json.loads(function["arguments"]), dict)
+    assert messages[2]["tool_call_id"] == messages[1]["tool_calls"][0]["id"] == call.call_id
+    if said is None:
+        assert messages[2]["content"] == [{"type": "image_url", "image_url": {"url": SCREEN["image_url"]}}]
+    else:
+        assert messages[2]["content"] == said and told == "The tool said: " + said
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_hosted_tool_is_left_out_and_that_is_said(client: Any, echo: EchoServer, streams: bool) -> None:
     reply = turn(client, streams, [{"role": "user", "content": "Hi"}], tools=[{"type": "web_search"}, CLOCK])

@@ -5,6 +5,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 from ...errors import BridgeError, IncompleteStreamError, RequestCancelledError, payload_error
 from ..folding import index_of, is_finish, joined, objects
 from ..tool_calls import arguments_text
+from .client_tools import CLIENT_TOOLS
 from .output import PARTS, CallDraft, CallIds, ChoiceDraft, ItemDraft, annotations_of, logprobs_of, part_of, text_of
 from .response import (
     CHAT_FIELDS, Outcome, ResponseContext, chat_id_of, error_event, error_outcome, kept, outcome, render, usage_of,
@@ -73,8 +74,8 @@ class ResponseEvents:
     stream lasts it is ``None``. What comes after the terminal event is ignored.
 
     Items are closed when another kind of item begins, calls all at the end, since fragments of
-    parallel calls may come interleaved. A call is announced when its id and name are known. With
-    several choices the first is told live and the others, in order, at the end.
+    parallel calls may come interleaved. A call is announced when its id and name are known, one that the client runs
+    and those after it at the end. With several choices the first is told live and the others, in order, at the end.
     """
 
     def __init__(self, context: Optional[ResponseContext] = None) -> None:
@@ -253,14 +254,15 @@ class ResponseEvents:
             return
         for waiting in self._choice.calls.values():  # in their order, so that indexes follow it
             if not waiting.opened:
-                if not (waiting.call_id and waiting.name):
+                # What a call that the client runs is, its arguments tell.
+                if not (waiting.call_id and waiting.name) or self._context.tool(waiting.name).kind in CLIENT_TOOLS:
                     break
-                self._open_call(waiting)
+                self._open_call(waiting, False)
 
-    def _open_call(self, call: CallDraft) -> None:
+    def _open_call(self, call: CallDraft, whole: bool) -> None:
         self._end_item("completed", False)
         call.opened = True
-        call.tool = self._context.tool(call.name)
+        call.settle(self._context.tool(call.name), whole)
         call.call_id = self._ids.take(call.call_id, self._choice.index, max(call.number, 0))
         call.item_name, call.output_index = self._name(), len(self._output)
         item = call.item("in_progress", "")
@@ -280,7 +282,7 @@ class ResponseEvents:
             if item["input"]:
                 self._emit("response.custom_tool_call_input.delta", **at, delta=item["input"])
             self._emit("response.custom_tool_call_input.done", **at, input=item["input"])
-        else:
+        elif call.tool.kind == "function":
             done = "response.function_call_arguments.done"
             self._emit(done, **at, name=item["name"], arguments=item["arguments"])
         self._close(call.output_index, item)
@@ -312,11 +314,11 @@ class ResponseEvents:
     def _end_choice(self, failed: bool) -> None:
         """Close what is open, in the order of ``output_index``; the last of it may be cut short."""
         choice = self._choice
-        for call in choice.calls.values():
-            if not call.opened:
-                self._open_call(call)
         complete = not failed and outcome([choice.finish_reason]).status == "completed"
-        last = len(self._output) - 1
+        waiting = [call for call in choice.calls.values() if not call.opened]
+        last = len(self._output) + len(waiting) - 1
+        for call in waiting:
+            self._open_call(call, complete or len(self._output) != last)
         for call in choice.calls.values():
             whole = call.well_formed() and (complete or call.output_index != last)
             self._end_call(call, "completed" if whole else "incomplete")

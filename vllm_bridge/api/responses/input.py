@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Optional
 
 from ...errors import BadRequestError
 from ..tool_calls import arguments_text
+from .client_tools import arguments_of, kind_of_call, kind_of_output, output_of
 from .output import parsed_arguments
 from .sealing import Seal
 from .tools import Toolbox, chat_name
@@ -29,6 +30,7 @@ class Conversation:
         self._system: List[Any] = []  # contents: a string, or a list of chat parts
         self._messages: List[Dict[str, Any]] = []
         self._turn: Optional[_Turn] = None
+        self._call_ids: Dict[str, str] = {}  # by the ids of the items of the calls
 
     def instruct(self, instructions: str) -> None:
         """Put instructions into the system message."""
@@ -60,10 +62,7 @@ class Conversation:
             name = chat_name(_string(item, "name", where), item.get("namespace"))
             self._call(item, where, name, json.dumps({"input": item.get("input") or ""}, ensure_ascii=False))
         elif kind in _OUTPUTS:
-            self._close_turn()
-            content = _content(item.get("output"), where + ".output")
-            call_id = _string(item, "call_id", where)
-            self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
+            self._output(item, where, item.get("output"))
         elif kind == "reasoning":
             self._reasoning(item)
         elif kind == "additional_tools":
@@ -73,6 +72,13 @@ class Conversation:
                 "%s refers to a stored item, and this server keeps none: send the item itself" % where,
                 param=where,
             )
+        elif kind_of_call(item):
+            tool = str(kind_of_call(item))
+            self._call(item, where, self._toolbox.client_name(tool), arguments_of(tool, item, where))
+        elif kind_of_output(item):
+            if kind == "tool_search_output":
+                self._toolbox.add_all(item.get("tools") or [], where + ".tools")
+            self._output(item, where, output_of(str(kind_of_output(item)), item))
         elif isinstance(kind, str):
             self.warnings.append("input item '%s' was left out: a chat request has no place for it" % kind)
         else:
@@ -118,10 +124,23 @@ class Conversation:
 
     def _call(self, item: Dict[str, Any], where: str, name: str, arguments: str) -> None:
         call_id = _string(item, "call_id", where)
+        if isinstance(item.get("id"), str):
+            self._call_ids[item["id"]] = call_id
         turn = self._turn or self._open_turn()
         turn.calls.append(
             {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
         )
+
+    def _output(self, item: Dict[str, Any], where: str, output: Any) -> None:
+        if item["type"] == "local_shell_call_output" and "call_id" not in item:
+            # OpenAI's reference has the call's id here under the name id.
+            call_id = _string(item, "id", where)
+            call_id = self._call_ids.get(call_id, call_id)
+        else:
+            call_id = _string(item, "call_id", where)
+        self._close_turn()
+        content = _content(output, where + ".output")
+        self._messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
 
     def _arguments(self, item: Dict[str, Any]) -> str:
         """Return the arguments of an earlier call, ``{}`` for none and for broken ones.

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 from ...errors import BridgeError
 from ..folding import fold, is_finish, joined, objects
 from ..tool_calls import ToolCalls
+from .client_tools import CLIENT_TOOLS, call_fields
 from .response import ResponseContext, ToolName, error_event, error_outcome, kept
 
 __all__ = [
@@ -132,22 +133,6 @@ class CallIds:
         return wanted
 
 
-def call_item(tool: ToolName, item_name: str, call_id: str, arguments: str, status: str) -> Json:
-    """Return a call of a function or of a custom tool; `item_name` is its id without the prefix."""
-    custom = tool.kind == "custom"
-    item = {
-        "type": "custom_tool_call" if custom else "function_call",
-        "id": ("ctc_" if custom else "fc_") + item_name,
-        "call_id": call_id,
-        "name": tool.name,
-        "input" if custom else "arguments": _custom_input(arguments) if custom else arguments,
-        "status": status,
-    }
-    if tool.namespace is not None:
-        item["namespace"] = tool.namespace
-    return item
-
-
 def _custom_input(arguments: str) -> str:
     """Return the input of a custom tool from the arguments of the function that stood for it.
 
@@ -207,7 +192,10 @@ class ItemDraft:
 
 
 class CallDraft:
-    """A call in the making. Its id and name are latched once: some servers repeat or change them."""
+    """A call in the making. Its id and name are latched once: some servers repeat or change them.
+
+    ``client`` holds what is in the item of a call that the client runs, once the arguments are known.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -215,6 +203,8 @@ class CallDraft:
         self.pieces: List[str] = []
         self.opened = False
         self.tool = ToolName("function", "")
+        self.client: Optional[Json] = None
+        self._broken = False
         self.item_id = self.item_name = ""
         self.output_index = 0
 
@@ -227,17 +217,43 @@ class CallDraft:
         if arguments:
             self.pieces.append(arguments)
 
+    def settle(self, tool: ToolName, whole: bool) -> None:
+        """Settle which tool is called.
+
+        The client is given one of its own calls only if that is `whole` and fits its tool: it could not run another.
+        Of any other it gets what the model wrote, as a function call that is incomplete.
+        """
+        self.tool = tool
+        if tool.kind in CLIENT_TOOLS:
+            self.client = call_fields(tool.kind, parsed_arguments(joined(self.pieces))) if whole else None
+            if self.client is None:
+                self.tool = ToolName("function", tool.name)
+                self._broken = True
+
     def well_formed(self) -> bool:
-        """Tell whether the arguments are a JSON object, or nothing at all.
+        """Tell whether the arguments are a JSON object, or nothing at all, and fit a client's own tool.
 
         vLLM streams a call that it cannot parse as far as it got
         (tests/data/vllm-0.32.0/chat_stream_tools_bad_json.json).
         """
-        return parsed_arguments(joined(self.pieces)) is not None
+        return not self._broken and parsed_arguments(joined(self.pieces)) is not None
 
     def item(self, status: str, arguments: str) -> Json:
         """Return the item with these arguments."""
-        return call_item(self.tool, self.item_name, self.call_id, arguments, status)
+        kind, name = self.tool.kind, self.item_name
+        if self.client is not None:
+            own = CLIENT_TOOLS[kind]
+            call = {"type": own.call, "id": own.prefix + name, "call_id": self.call_id}
+            return {**call, **self.client, "status": status}
+        if kind == "custom":
+            call = {"type": "custom_tool_call", "id": "ctc_" + name, "call_id": self.call_id, "name": self.tool.name}
+            call["input"] = _custom_input(arguments)
+        else:
+            call = {"type": "function_call", "id": "fc_" + name, "call_id": self.call_id, "name": self.tool.name}
+            call["arguments"] = arguments
+        if self.tool.namespace is not None:
+            call["namespace"] = self.tool.namespace
+        return {**call, "status": status}
 
 
 class ChoiceDraft:

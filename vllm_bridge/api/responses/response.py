@@ -23,7 +23,7 @@ _OPEN = "reasoning.content"
 class ToolName(NamedTuple):
     """What a chat function is called in the Responses request.
 
-    ``kind`` is ``function`` or ``custom``.
+    ``kind`` is ``function``, ``custom`` or the type of a tool that the client runs.
     """
 
     kind: str

@@ -1,8 +1,10 @@
 """Responses tools and ``tool_choice`` → chat tools and ``tool_choice``."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 from ...errors import BadRequestError
+from ..folding import objects
+from .client_tools import function_of
 from .response import ToolName
 
 __all__ = ["Toolbox"]
@@ -26,12 +28,15 @@ class Toolbox:
         self.chat: List[Dict[str, Any]] = []
         self.echo: List[Dict[str, Any]] = []
         self.names: Dict[str, ToolName] = {}
+        self._clients: Dict[str, str] = {}  # the chat names of the tools that the client runs
+        self._plain: Set[str] = set()  # the names of functions and custom tools, which keep them
         self.warnings: List[str] = []
 
     def add_all(self, tools: Any, path: str) -> None:
         """Take in a list of tools; `path` is where it stands in the request, for messages."""
         if not isinstance(tools, list):
             raise BadRequestError("%s must be a list of tools" % path, param=path)
+        self._plain.update(str(tool["name"]) for tool in objects(tools) if "name" in tool)
         for position, tool in enumerate(tools):
             where = "%s[%d]" % (path, position)
             if not isinstance(tool, dict):
@@ -49,9 +54,25 @@ class Toolbox:
             return self._custom(tool, where, namespace)
         if kind == "namespace" and namespace is None:
             return self._namespace(tool, where)
+        function = function_of(tool) if namespace is None else None
+        if function is not None:
+            name = self.client_name(str(kind))
+            self._clients[str(kind)] = name
+            self.names[name] = ToolName(str(kind), name)
+            self._put({"name": name, **function})
+            return tool
         # A hosted tool runs on OpenAI's own servers, so a vLLM server has nothing to run it with.
         self.warnings.append("tool '%s' was left out: vLLM does not offer it" % kind)
         return None
+
+    def client_name(self, kind: str) -> str:
+        """Return the chat name of a tool that the client runs: its type, unless another tool is called so."""
+        return self._clients.get(kind) or (kind + "_tool" if kind in self._plain else kind)
+
+    def _put(self, function: Dict[str, Any]) -> None:
+        tool = {"type": "function", "function": function}
+        if tool not in self.chat:  # a client may name what it has found again
+            self.chat.append(tool)
 
     def _function(self, tool: Dict[str, Any], where: str, namespace: Optional[str]) -> Dict[str, Any]:
         nested = tool.get("function")
@@ -63,7 +84,7 @@ class Toolbox:
         if namespace is not None:
             function["name"] = chat_name(name, namespace)
             self.names[function["name"]] = ToolName("function", name, namespace)
-        self.chat.append({"type": "function", "function": function})
+        self._put(function)
         shown = dict({"description": None, "parameters": None, "strict": None}, **function)
         return dict(shown, type="function", name=name)
 
@@ -75,7 +96,7 @@ class Toolbox:
             function["description"] = description
         function["parameters"] = _INPUT
         self.names[function["name"]] = ToolName("custom", name, namespace)
-        self.chat.append({"type": "function", "function": function})
+        self._put(function)
         return tool
 
     def _namespace(self, tool: Dict[str, Any], where: str) -> Optional[Dict[str, Any]]:
@@ -116,6 +137,8 @@ class Toolbox:
             if isinstance(choice.get("function"), dict):
                 return choice, {"type": kind, "name": choice["function"].get("name")}
             return {"type": "function", "function": {"name": self._find(choice, "tool_choice")}}, choice
+        if kind in self._clients:
+            return {"type": "function", "function": {"name": self._clients[kind]}}, choice
         self.warnings.append("tool_choice '%s' was left out: vLLM does not offer that tool" % kind)
         return None, None
 
@@ -133,6 +156,8 @@ class Toolbox:
                 raise BadRequestError("%s must be an object with a type" % where, param=where)
             if tool.get("type") in ("function", "custom"):
                 wanted.add(self._find(tool, "tool_choice.tools[%d]" % position))
+            elif tool.get("type") in self._clients:
+                wanted.add(self._clients[tool["type"]])
             elif tool.get("type") == "namespace":
                 wanted.update(key for key, known in self.names.items() if known.namespace == tool.get("name"))
         self.chat = [tool for tool in self.chat if tool["function"]["name"] in wanted]
