@@ -18,7 +18,7 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 import pytest
 
-from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, event
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, completion, event
 from vllm_bridge.cli import parser as cli
 from vllm_bridge.cli import commands, terminal
 from vllm_bridge.echo import EchoServer
@@ -540,6 +540,14 @@ def test_a_conversation_survives_a_failed_call(screens: Callable[..., Ran], echo
     ran = screens("chat", "-m", "echo", typed="!error 400\nGo on\n")
     assert ran.code == 0 and "[400 from" in ran.err and "You said: Go on" in ran.out
     assert [message["content"] for message in echo.requests[-1].json["messages"]] == ["Go on"]
+
+
+def test_a_conversation_survives_an_odd_answer(screens: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, good = answer({"choices": [{"index": 0, "message": {"content": 5}}]}), answer(completion("Fine"))
+    with Scripted(["request", odd, "request", good]) as server:
+        monkeypatch.setenv("VLLM_BASE_URL", server.url)
+        ran = screens("chat", "-m", "m", "-p", "n=2", typed="One\nTwo\n")
+    assert ran.code == 0 and "vllm-bridge: the server's answer is not" in ran.err and "Fine" in ran.out
 
 
 def test_a_conversation_as_json_is_indented(screens: Callable[..., Ran], echo: EchoServer) -> None:

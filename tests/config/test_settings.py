@@ -1,4 +1,4 @@
-"""config.py: settings given as keywords or as objects of a file."""
+"""Settings given as keywords or as objects of a file."""
 
 import copy
 import pickle

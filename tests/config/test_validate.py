@@ -1,4 +1,4 @@
-"""fields.py: one value and its path."""
+"""One value of a setting and its path; this machine, and no_proxy."""
 
 import math
 

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Optional
 from . import terminal as console
 from ..api.chat import ChatAccumulator
 from ..errors import BridgeError, ResponseDecodeError
-from .terminal import Terminal, WrongUsage, check_utf8, one_line
+from .terminal import ODD_ANSWER, Terminal, WrongUsage, check_utf8, odd_answer, one_line
 from ..vllm import VLLMProvider
 
 __all__ = ["COMMANDS", "chat", "complete", "embed", "models", "rerank", "responses", "transcribe"]
@@ -80,6 +80,8 @@ def _converse(provider: VLLMProvider, asked: Asked, terminal: Terminal, messages
             terminal.hint("(stopped)")
         except BridgeError as error:
             terminal.complain(str(error))
+        except ODD_ANSWER as error:
+            terminal.complain(odd_answer(error))
         choices = heard.completion()["choices"]
         said = choices[0]["message"].get("content") if choices else None
         if said:

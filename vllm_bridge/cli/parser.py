@@ -118,21 +118,22 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: List[str]) -> argparse.Namespace:
-    parser, commands = _parsers(argv)
+    parser, commands = _parsers("serve" in argv)
     asked, rest = parser.parse_known_args(argv)
     if asked.command is None:
         parser.print_help(sys.stderr)
         parser.exit(2)
     mine = commands[asked.command]
+    if asked.command == "serve" and argv[0] != "serve":  # there they would mean something else
+        mine.error("%s must stand behind serve" % argv[0].partition("=")[0])
     options = [word for word in rest if word.startswith("-") and word != "-"]
-    if options or (rest and not hasattr(asked, "words")):
+    if options or (rest and "words" not in asked):
         known = re.findall(r"--[a-z-]+", mine.format_help())
         mine.error("unrecognized arguments: %s%s" % (" ".join(rest), _meant(options, known)))
     if rest:  # words behind an option that came between them
         asked.words = asked.words + rest
-    if hasattr(asked, "parameters"):
+    if "parameters" in asked:
         asked.parameters = dict(asked.parameters)
-    _take_early(asked, mine)
     return asked
 
 
@@ -144,38 +145,22 @@ def _meant(words: List[str], known: Iterable[str]) -> str:
     return " (did you mean %s?)" % near[0] if near else ""
 
 
-def _take_early(asked: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Take over the options that stand before the command; for ``serve`` they would mean something else."""
-    for name in ("base_url", "api_key", "timeout"):
-        early = getattr(asked, "early_" + name)
-        if early is None:
-            continue
-        if asked.command == "serve":
-            parser.error("--%s must stand behind serve" % name.replace("_", "-"))
-        if getattr(asked, name) is None:
-            setattr(asked, name, early)
-
-
-def _parsers(argv: List[str]) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
-    """Return the parser and those of the commands that `argv` can mean: where a command comes first, that one.
-
-    Each parser takes half a millisecond to make, and the gateway is loaded only for its own.
-    """
+def _parsers(serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
+    """Return the parser and those of the commands; the gateway is loaded only to `serve`."""
     parser = _Parser(
         prog="vllm-bridge", description="vLLM servers from the command line.", epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version="vllm-bridge " + __version__)
-    _connection(parser, "early_")
+    _connection(parser, None, hidden=True)
     choose = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     commands: Dict[str, argparse.ArgumentParser] = {}
-    for name in argv[:1] if argv and argv[0] in _HELP else _HELP:
-        text = _HELP[name]
+    for name, text in _HELP.items():
         commands[name] = mine = choose.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         if name != "serve":
             _arguments(name, mine)
-        elif "serve" in argv:
+        elif serve:
             from ..gateway import command
 
             command.add_arguments(mine)
@@ -184,7 +169,7 @@ def _parsers(argv: List[str]) -> Tuple[_Parser, Dict[str, argparse.ArgumentParse
 
 def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    _connection(parser)
+    _connection(parser, argparse.SUPPRESS)  # they may stand before the command too
     add("--json", action="store_true", help="print the whole reply as JSON")
     if name != "models":
         add("--model", "-m", help="the model; may be left out if the server has one")
@@ -206,13 +191,15 @@ def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
         add("file", metavar="FILE", help="an audio file; - is standard input")
 
 
-def _connection(parser: argparse.ArgumentParser, prefix: str = "") -> None:
-    hidden = argparse.SUPPRESS if prefix else None
-    add = parser.add_argument
-    add("--base-url", dest=prefix + "base_url", metavar="URL", help=hidden or "the server")
-    add("--api-key", dest=prefix + "api_key", metavar="KEY", help=hidden or "its API key")
-    add("--timeout", dest=prefix + "timeout", type=float, metavar="SECONDS",
-        help=hidden or "silence after which a call is given up (default: 300, in a stream 120, in check 30)")
+def _connection(parser: argparse.ArgumentParser, default: Any, hidden: bool = False) -> None:
+    for flag, kind, metavar, text in (
+        ("--base-url", str, "URL", "the server"),
+        ("--api-key", str, "KEY", "its API key"),
+        ("--timeout", float, "SECONDS",
+         "silence after which a call is given up (default: 300, in a stream 120, in check 30)"),
+    ):
+        parser.add_argument(
+            flag, type=kind, metavar=metavar, default=default, help=argparse.SUPPRESS if hidden else text)
 
 
 def _parameter(text: str) -> Tuple[str, Any]:
