@@ -228,8 +228,8 @@ class Scripted:
         while not self.stopping.wait(0.05):
             self._receive(state)
 
-    def _do_rst(self, state: Dict[str, Any]) -> None:
-        time.sleep(0.02)  # what was sent before has to be read first: a reset overtakes it
+    def _do_rst(self, state: Dict[str, Any], seconds: float = 0.02) -> None:
+        time.sleep(seconds)  # what was sent before has to be read first: a reset overtakes it
         state["sock"].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RST)
         state["sock"].close()
         raise _Gone

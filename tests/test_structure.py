@@ -29,10 +29,11 @@ BELOW = {
     "cli": LIBRARY | {"gateway"}, "__main__": {"cli"},
 }
 PURE = {"api", "http1", "errors", "version", "sse"}
-NOT_PURE_IN_HTTP1 = {"http1.wait", "http1.pool", "http1.limits", "http1.timed_socket"}  # live connections
+# Live connections.
+NOT_PURE_IN_HTTP1 = {"http1.wait", "http1.limits", "http1.connection", "http1.tls", "http1.pool", "http1.timed_socket"}
 
 # These alone know requests.
-HTTP_ROOMS = {"client.session", "client.reply", "client.adapter", "client.lean", "client.lean_reply"}
+HTTP_ROOMS = {"client.session", "client.adapter", "client.failures", "client.raw"}
 NOT_PURE = {"socket", "ssl", "select", "selectors", "threading", "_thread", "queue", "time", "asyncio", "subprocess",
             "signal", "http", "urllib.request", "requests", "urllib3", "concurrent", "multiprocessing", "random"}
 

@@ -28,7 +28,7 @@ from .errors import (
 )
 from .provider import BaseOpenAIProvider
 from .api.records import Record
-from .client.reply import Cancellation
+from .client.cancellation import Cancellation
 from .client.stream import Stream
 from .version import __version__
 from .vllm import VLLMProvider

@@ -5,7 +5,6 @@ import time
 
 import pytest
 import requests
-import urllib3
 
 from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk
 from vllm_bridge import (
@@ -17,18 +16,26 @@ from vllm_bridge import (
     RequestCancelledError,
     ResponseDecodeError,
 )
-from vllm_bridge.client import reply
-from vllm_bridge.client.adapter import Exchange
+from vllm_bridge.http1.connection import Exchange
+from vllm_bridge.http1.limits import Limits
 from vllm_bridge.config.settings import ProxyConfig
-from vllm_bridge.client.reply import Call, Reply, cancelled_error
+from vllm_bridge.client.reply import Call, Reply
 from vllm_bridge.client.session import Transport
 
 SECRET = "sk-secret-0123456789"
 
 
-@pytest.fixture(params=[True, False], ids=["lean", "urllib3"])
+class BySession(Transport):
+    """A transport whose calls go by a caller's own session."""
+
+    def open(self, call):
+        with requests.Session() as session:  # what is open stays so
+            return super().open(call._replace(session=session))
+
+
+@pytest.fixture(params=[Transport, BySession])
 def transport(request):
-    made = Transport(NetworkConfig(lean_http=request.param), ProxyConfig("none"))
+    made = request.param(NetworkConfig(), ProxyConfig("none"))
     yield made
     made.close()
 
@@ -138,7 +145,7 @@ def test_an_error_of_converting_a_reply_tells_where_it_is_from():
 
 def test_a_cancellation_covers_many_calls_and_later_ones():
     cancel = Cancellation()
-    first, second, later = Exchange(), Exchange(), Exchange()
+    first, second, later = (Exchange(Limits()) for _ in range(3))
     cancel.add(first)
     cancel.add(second)
     cancel.discard(second)
@@ -147,77 +154,6 @@ def test_a_cancellation_covers_many_calls_and_later_ones():
     cancel.cancel("two")
     cancel.add(later)
     assert (first.cancelled, second.cancelled, later.cancelled, cancel.why) == ("one", None, "one", "one")
-
-
-def test_the_error_of_a_cancelled_call():
-    call = Call("GET", "http://x/", {"X-Request-Id": "r"}, None, (1, 1))
-    assert type(cancelled_error("why", call)) is RequestCancelledError
-    assert type(cancelled_error("deadline", call)) is APITimeoutError
-    assert cancelled_error("why", call).request_id == "r"
-
-
-# ---------------------------------------------------------------- over urllib3 replies of every version
-
-def read_all_of(body, headers=None, **settings):
-    """Return what `OpenReply` reads of a urllib3 reply, block by block."""
-    raw = urllib3.HTTPResponse(body, headers=headers or {}, preload_content=False, **settings)
-    response = requests.Response()
-    response.raw = raw
-    response.headers.update(headers or {})
-    read = reply._read1_of(response, response.headers)
-    return b"".join(iter(read, b""))
-
-
-def test_a_compressed_reply_is_read_in_pieces_that_decode_to_nothing_at_first():
-    import gzip
-    import io
-
-    text = b"data: x\n\n" * 1000
-    assert read_all_of(io.BytesIO(gzip.compress(text)), {"content-encoding": "gzip"}) == text
-
-
-def test_a_reply_without_read1_below_is_read():
-    class Plain:
-        closed = False
-
-        def __init__(self):
-            self.blocks = [b"a", b"b"]
-
-        def read(self, amt=None):
-            if not self.blocks:
-                return b""
-            return self.blocks.pop(0)
-
-        def close(self):
-            self.closed = True
-
-        read1 = None
-
-    if hasattr(urllib3.HTTPResponse, "read1"):
-        pytest.skip("urllib3 reads such a reply itself")
-    below = Plain()
-    del Plain.read1
-    assert read_all_of(below) == b"ab"
-
-
-def test_bytes_that_are_missing_are_an_error_of_the_connection():
-    with pytest.raises(ConnectionError, match="5 bytes are missing"):
-        reply._check_complete(5)
-    reply._check_complete(0)
-    reply._check_complete(None)
-
-
-def test_the_end_of_a_reply_that_came_below_urllib3_is_checked():
-    class Below:
-        length = 3
-
-        def read1(self, amount):
-            return b""
-
-    with pytest.raises(ConnectionError, match="3 bytes"):
-        reply._read_below(Below())
-    Below.length = None
-    assert reply._read_below(Below()) == b""
 
 
 def test_a_reply_that_ends_early_is_incomplete(transport):

@@ -1,206 +1,200 @@
-"""requests adapters that know how long a connection has been idle, and which one carries the call in progress.
+"""The session that carries calls, and its adapter over connections of our own (`http1.pool`)."""
 
-vLLM's uvicorn closes a connection that was idle for 5.0 s, and the next write on it still seems to succeed (WIRE.md
-§1.6), so a connection idle for longer than ``idle_limit`` is closed here instead of used. And a call must be stoppable
-from another thread while it waits for its first byte, so the connection in use is told to an `Exchange` before the
-request leaves.
-"""
+from types import FunctionType
+from typing import Any, Dict, NamedTuple, Optional, Union
+from urllib.parse import urlsplit
 
-import socket
-import threading
-import time
-from typing import Any, Dict, Optional, Type
-
+import requests
+import requests.adapters
+import urllib3.connectionpool
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from requests.structures import CaseInsensitiveDict
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_encoding_from_headers
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from ..http1.timed_socket import TimedSocket
+from .reply import Call
+from ..config.settings import NetworkConfig
+from ..errors import BadRequestError
+from ..http1.connection import Exchange, Origin
+from ..http1.head import field_block
+from ..http1.limits import Limits
+from ..http1.pool import Pool, Response
 
-__all__ = ["Exchange", "PoolAdapter", "current"]
+__all__ = ["OwnSession", "Request", "WatchedBody", "within"]
 
-
-class Exchange:
-    """One request and its reply on the wire: which socket carries it, how far it got, how to break it off."""
-
-    def __init__(self, patience: Optional[float] = None) -> None:
-        self.patience = patience  # seconds that sending may take, and each wait for a byte
-        self.started = False  # a pool was asked for a connection
-        self.connected = False  # a connection was there
-        self.reused = False  # and it had carried a request before
-        self.sent_at = 0.0  # when the request's head left, by time.monotonic
-        self.fresh = False  # do not take an idle connection
-        self.cancelled: Optional[str] = None  # why the exchange was broken off
-        self._connection: Any = None
-        self._socket: Any = None
-        self._lock = threading.Lock()
-
-    def attach(self, connection: Any, sock: Any = None) -> None:
-        """Tell which connection carries the exchange; called by the connection itself."""
-        with self._lock:
-            self._connection = connection
-            self._socket = sock
-            cancelled = self.cancelled
-        if sock is not None and sock.gettimeout() != self.patience:
-            # urllib3 leaves the connect timeout on it, or that of the previous reply: too little to send a long body.
-            sock.settimeout(self.patience)
-        if cancelled is not None:
-            raise ConnectionAbortedError(cancelled)
-
-    def cancel(self, why: str) -> None:
-        """Break the exchange off from any thread: whoever waits for its bytes wakes up with an error."""
-        with self._lock:
-            if self.cancelled is None:
-                self.cancelled = why
-            sock = self._socket
-            if sock is None:
-                sock = getattr(self._connection, "sock", None)
-            if sock is not None:
-                shut(sock)
-
-    def detach(self) -> None:
-        """Forget the connection: it may carry another exchange from now on."""
-        with self._lock:
-            self._connection = self._socket = None
-
-    def set_timeout(self, seconds: Optional[float]) -> None:
-        """Limit how long the next read may wait for a byte."""
-        sock = self._socket
-        if sock is not None:
-            try:
-                if isinstance(sock, TimedSocket):
-                    sock.limit_receiving(seconds)
-                else:
-                    sock.settimeout(seconds)
-            except OSError:
-                pass  # closed by another thread: the read finds out
+_URLS = 256  # addresses taken apart and kept
 
 
-def shut(sock: Any) -> None:
-    """Shut a socket down both ways; unlike closing it, this wakes a thread that reads from it."""
-    try:
-        if isinstance(sock, socket.socket):
-            # Not SSLSocket.shutdown, which takes the TLS object away from under the reading thread.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        else:
-            sock.shutdown(socket.SHUT_RDWR)
-    except (OSError, ValueError):
-        pass  # closed already
+class _Target(NamedTuple):
+    """An address taken apart: whom to connect to, and how the request begins."""
+
+    origin: Origin
+    path: str
+    host: str
 
 
-class _Current(threading.local):
-    exchange: Optional[Exchange] = None
+class OwnSession(requests.Session):
+    """A session that looks at no ``Location``: requests would read a redirect's whole body to see where it leads."""
+
+    def __init__(self, network: NetworkConfig, verify: Union[bool, str]) -> None:
+        super().__init__()
+        self.trust_env = False
+        self.adapter = Adapter(network, verify)
+        self.mount("http://", self.adapter)
+        self.mount("https://", self.adapter)
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return ``None``: nothing is followed."""
 
 
-current = _Current()
+class Request(requests.PreparedRequest):
+    """A request of ours on its way through a session: the call and its exchange go with it."""
+
+    def __init__(self, call: Call, exchange: Exchange) -> None:
+        super().__init__()
+        self.call = call
+        self.exchange = exchange
+        self.carried = False  # by our own connections
+        self.raised: Optional[BaseException] = None  # by the caller's file
 
 
-class _Watched:
-    """The part that both connection classes share. `answers` counts the replies since it was opened."""
+class Adapter(HTTPAdapter):
+    """Send over connections of our own what needs no proxy.
 
-    sock: Any
-    answers = 0
-    idle_since = 0.0
-    carries: Optional[Exchange] = None
+    It steps aside, for requests' own way, while somebody has put himself below it: `responses`, VCR.py and
+    instrumentation replace the functions and classes of requests and urllib3.
+    """
 
-    def connect(self) -> None:
-        self.answers = 0
-        super().connect()  # type: ignore[misc]
-        exchange = self.carries = current.exchange
-        if exchange is not None:
-            exchange.connected = True
-            exchange.attach(self, self.sock)
+    def __init__(self, network: NetworkConfig, verify: Union[bool, str]) -> None:
+        kept = min(network.max_conns_per_host, 256)  # idle connections, not connections allowed
+        super().__init__(pool_connections=100, pool_maxsize=kept)  # 100 servers
+        bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
+        self.pool = Pool(network.keep_alive_timeout_in_seconds, kept, bundle)
+        self._targets: Dict[str, Optional[_Target]] = {}
 
-    def putrequest(self, *args: Any, **kwargs: Any) -> Any:
-        exchange = self.carries = current.exchange
-        if exchange is not None:
-            exchange.reused = self.sock is not None and self.answers > 0
-            exchange.connected = self.sock is not None
-            exchange.sent_at = time.monotonic()
-            exchange.attach(self, self.sock)
-        return super().putrequest(*args, **kwargs)  # type: ignore[misc]
-
-    def getresponse(self, *args: Any, **kwargs: Any) -> Any:
-        response = super().getresponse(*args, **kwargs)  # type: ignore[misc]
-        self.answers += 1
-        return response
-
-
-class _WatchedHTTPConnection(_Watched, HTTPConnection):
-    pass
-
-
-class _WatchedHTTPSConnection(_Watched, HTTPSConnection):
-    pass
-
-
-class _AgeingPool:
-    """The part that both pool classes share: connections that were idle for too long are opened anew."""
-
-    idle_limit = 4.0
-
-    def _get_conn(self, *args: Any, **kwargs: Any) -> Any:
-        exchange = current.exchange
-        if exchange is not None:
-            exchange.started = True
-        connection = super()._get_conn(*args, **kwargs)  # type: ignore[misc]
-        if getattr(connection, "sock", None) is not None:
-            idle = time.monotonic() - connection.idle_since
-            if idle > self.idle_limit or (exchange is not None and exchange.fresh):
-                connection.close()
-        return connection
-
-    def _put_conn(self, connection: Any) -> None:
-        if connection is not None:
-            connection.idle_since = time.monotonic()
-            if connection.carries is not None:
-                # From here on another thread may use it: the reply that it carried must not break it off.
-                connection.carries.detach()
-                connection.carries = None
-        super()._put_conn(connection)  # type: ignore[misc]
-
-
-class _AgeingHTTPPool(_AgeingPool, HTTPConnectionPool):
-    ConnectionCls = _WatchedHTTPConnection
-
-
-class _AgeingHTTPSPool(_AgeingPool, HTTPSConnectionPool):
-    ConnectionCls = _WatchedHTTPSConnection
-
-    def _validate_conn(self, conn: Any) -> None:
-        if self.cert_reqs == "CERT_NONE":  # insecure_skip_verify: asked for by name, so no InsecureRequestWarning
-            if getattr(conn, "sock", None) is None:
-                conn.connect()
-        else:
-            super()._validate_conn(conn)
-
-
-class PoolAdapter(HTTPAdapter):
-    """requests' own adapter over pools that drop connections idle for more than `idle_limit` seconds."""
-
-    def __init__(self, idle_limit: float = 4.0, **kwargs: Any) -> None:
-        self._pool_classes: Dict[str, Type[Any]] = {
-            "http": type("HTTPPool", (_AgeingHTTPPool,), {"idle_limit": idle_limit}),
-            "https": type("HTTPSPool", (_AgeingHTTPSPool,), {"idle_limit": idle_limit}),
-        }
-        super().__init__(**kwargs)
+    def send(  # type: ignore[override]
+        self,
+        request: Request,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> requests.Response:
+        """Send a request and return its response with the body still to be read."""
+        if not proxies and self.can_carry(request):
+            return _as_requests_has_it(request, self.carry(request))
+        call = request.call
+        if call.body is not None and type(call.body) is not bytes:
+            request.body = WatchedBody(call.body, request)  # type: ignore[assignment]
+        return super().send(
+            request, stream=stream, timeout=within(call), verify=verify, cert=cert, proxies=proxies
+        )
 
     def close(self) -> None:
-        """Close all idle connections; urllib3 2 leaves those of a pool open while any reply of it is kept."""
-        for manager in [self.poolmanager] + list(self.proxy_manager.values()):
-            for key in manager.pools.keys():
-                pool = manager.pools.get(key)
-                if pool is not None:
-                    pool.close()
+        """Close all idle connections."""
+        self.pool.close()
         super().close()
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> Any:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = self._pool_classes
+    def can_carry(self, request: Request) -> bool:
+        """Tell whether a request is this adapter's own; it may have a proxy all the same."""
+        return _nobody_below() and (self._targets.get(request.call.url) or self._target(request.call.url)) is not None
 
-    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-        known = proxy in self.proxy_manager
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        if not known and not str(proxy).lower().startswith("socks"):
-            manager.pool_classes_by_scheme = self._pool_classes
-        return manager
+    def carry(self, request: Request) -> Response:
+        """Send a request over a connection of our own."""
+        call = request.call
+        target = self._targets[call.url]
+        assert target is not None
+        try:
+            fields = field_block(request.headers.items())
+        except ValueError as error:
+            raise BadRequestError(str(error), param="headers") from None
+        host = "" if "Host" in request.headers else "Host: %s\r\n" % target.host
+        head = "%s %s HTTP/1.1\r\n%s%s\r\n" % (call.method, target.path, host, fields)
+        request.carried = True
+        return self.pool.request(target.origin, call.method, head.encode("latin-1"), call.body, request.exchange)
+
+    def _target(self, url: str) -> Optional[_Target]:
+        if len(self._targets) >= _URLS:
+            self._targets.clear()
+        self._targets[url] = target = _taken_apart(url)
+        return target
+
+
+def _nobody_below() -> bool:
+    """Tell whether what is below an adapter is requests' and urllib3's own."""
+    send: Any = HTTPAdapter.send
+    urlopen: Any = HTTPConnectionPool.urlopen
+    # A proxy object (wrapt) would show the module of what it wraps.
+    return (
+        type(send) is FunctionType and send.__globals__ is _SEND_IN
+        and type(urlopen) is FunctionType and urlopen.__globals__ is _URLOPEN_IN
+        and HTTPConnectionPool.ConnectionCls.__module__ == "urllib3.connection"
+        and HTTPSConnectionPool.ConnectionCls.__module__ == "urllib3.connection"
+    )
+
+
+_SEND_IN = requests.adapters.__dict__
+_URLOPEN_IN = urllib3.connectionpool.__dict__
+
+
+def _taken_apart(url: str) -> Optional[_Target]:
+    """Return how to reach an address, ``None`` for one that is better left to requests."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    host = parts.hostname
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    if usual is None or not host or "@" in parts.netloc or "%" in host or not url.isascii():
+        return None
+    path = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    if any(char < "!" or char > "~" for char in path):
+        return None
+    shown = "[%s]" % host if ":" in host else host
+    if port not in (None, usual):
+        shown = "%s:%d" % (shown, port or 0)
+    return _Target(Origin(parts.scheme, host, port or usual), path, shown)
+
+
+def _as_requests_has_it(request: Request, raw: Response) -> requests.Response:
+    response = requests.Response()
+    response.status_code = raw.status
+    response.reason = raw.reason
+    response.url = request.url or ""
+    response.headers = CaseInsensitiveDict(raw.fields)
+    response.encoding = get_encoding_from_headers(response.headers)
+    response.request = request
+    response.raw = raw
+    return response
+
+
+class WatchedBody:
+    """A file on its way through urllib3, which takes what it raises for the connection's."""
+
+    def __init__(self, body: Any, request: Request) -> None:
+        self._body = body
+        self._request = request
+        body.rewind()
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, and remember what reading them raises."""
+        try:
+            data: bytes = self._body.read(size)
+        except BaseException as error:
+            self._request.raised = error
+            raise
+        return data
+
+
+def within(call: Call) -> Any:
+    """Return the connect and the read timeout, no longer than what is left of the deadline."""
+    limits = Limits(None, None, call.deadline)
+    left = limits.left()
+    if left is None:
+        return call.timeout
+    return tuple(left if limit is None else min(limit, left) for limit in call.timeout)

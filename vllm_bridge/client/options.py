@@ -7,7 +7,7 @@ from ..config.settings import Key, check_headers, normalise_timeout
 from ..config.validate import number, whole
 from ..errors import ConfigError
 from ..http1.wait import Client
-from .reply import Cancellation
+from .cancellation import Cancellation
 
 __all__ = ["Options", "Trace", "joined"]
 

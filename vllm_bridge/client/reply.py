@@ -1,78 +1,33 @@
 """One request and its reply as the transport's callers see them: the call, the way to break it off, what comes back."""
 
-import threading
 import time
-from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple, TypeVar
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Protocol, Tuple, TypeVar
 
-import requests
-
-from .adapter import Exchange
+from .cancellation import Cancellation
+from .retry import parse_retry_after
 from ..errors import (
     APIConnectionError,
     APIStatusError,
-    APITimeoutError,
     BridgeError,
-    RequestCancelledError,
     ResponseDecodeError,
     error_from_body,
 )
-from ..http1.header_lines import Fields
-from ..http1.wait import Client
 from ..config.redaction import credentials, mask, shortened
-from .retry import parse_retry_after
+from ..http1.coding import decoded
+from ..http1.connection import BLOCK, Exchange, HungUp
+from ..http1.head import ProtocolError
+from ..http1.limits import TimedOut
+from ..http1.wait import Client
 
-__all__ = ["Call", "Cancellation", "MAX_BODY", "OpenReply", "Reply", "Watch", "cancelled_error", "told"]
+__all__ = ["Call", "MAX_BODY", "OpenReply", "Reply", "told"]
 
 T = TypeVar("T")
 
 MAX_BODY = 256 * 1024 * 1024  # bytes of a reply, decompressed; 5,000 vectors of 4,096 floats are half of it
-_BLOCK = 65536
 _ERROR_BODY = 1024 * 1024  # bytes of an error's body that are read
+_ERROR_SECONDS = 5.0  # and how long that may take
+_END = 0.01  # seconds that the end of a body may come after its last event
 _CLOSED = "the stream was closed"
-_DEADLINE = "deadline"  # the reason that `Watch` gives when the total time is over
-
-
-class Cancellation:
-    """A handle that breaks calls off from another thread: pass it to ``with_options(cancel=...)``.
-
-    `cancel` closes the connections of the calls under way, also while they wait for their first byte; they and all
-    later calls with this handle raise `RequestCancelledError`.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._exchanges: Set[Exchange] = set()
-        self._why: Optional[str] = None
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether `cancel` has been called."""
-        return self._why is not None
-
-    @property
-    def why(self) -> Optional[str]:
-        """The reason given to `cancel`, or ``None``."""
-        return self._why
-
-    def cancel(self, why: str = "the call was cancelled") -> None:
-        """Break off every call that uses this handle."""
-        with self._lock:
-            self._why = self._why or why
-            for exchange in self._exchanges:
-                exchange.cancel(why)
-
-    def add(self, exchange: Exchange) -> None:
-        """Cover an exchange; cancels it at once if `cancel` has been called."""
-        with self._lock:
-            self._exchanges.add(exchange)
-            if self._why is not None:
-                exchange.cancel(self._why)
-
-    def discard(self, exchange: Exchange) -> None:
-        """Stop covering an exchange."""
-        with self._lock:
-            self._exchanges.discard(exchange)
 
 
 class Call(NamedTuple):
@@ -92,7 +47,7 @@ class Call(NamedTuple):
     cancel: Optional[Cancellation] = None
     secrets: Tuple[str, ...] = ()
     client: Client = None
-    session: Optional[requests.Session] = None
+    session: Any = None
 
     def __repr__(self) -> str:
         return "Call(%s %s)" % (self.method, self.url)  # the headers hold the key
@@ -107,7 +62,7 @@ class Reply(NamedTuple):
     """A complete reply with a success status."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Dict[str, str]  # by names in lower case
     body: bytes
     url: str
     request_id: Optional[str]
@@ -119,7 +74,7 @@ class Reply(NamedTuple):
     @property
     def content_type(self) -> str:
         """The media type and its parameters, or ``""``."""
-        return self.headers.get("Content-Type") or ""
+        return self.headers.get("content-type") or ""
 
     def read(self, convert: Callable[[], T]) -> T:
         """Return what `convert` makes of the body; its errors then tell where the body is from, and no secret."""
@@ -129,18 +84,6 @@ class Reply(NamedTuple):
             if self.call is not None:
                 told(error, self.call, self.request_id)
             raise
-
-
-def cancelled_error(why: str, call: Call) -> BridgeError:
-    """Return the error for a call that was broken off from this side."""
-    if why == _DEADLINE:
-        return APITimeoutError(
-            "the call was not complete within its total time; raise it with with_options(deadline=seconds)",
-            code=_DEADLINE,
-            request_id=call.request_id,
-            url=call.url,
-        )
-    return RequestCancelledError(why, request_id=call.request_id, url=call.url)
 
 
 def told(error: BridgeError, call: Call, request_id: Optional[str] = None) -> None:
@@ -154,108 +97,90 @@ def told(error: BridgeError, call: Call, request_id: Optional[str] = None) -> No
     error.args = tuple(shortened(arg, error.quoted) if isinstance(arg, str) else arg for arg in error.args)
 
 
-class Watch:
-    """What can break an exchange off besides its own time limits: a cancellation, a deadline."""
+class Body(Protocol):
+    """Where the body of an open reply comes from: `http1.pool.Response`, or `raw.RawBody`."""
 
-    def __init__(self, exchange: Exchange, call: Call) -> None:
-        self._exchange = exchange
-        self._cancel = call.cancel
-        self._timer: Optional[threading.Timer] = None
-        if call.deadline is not None:
-            self._timer = threading.Timer(max(0.0, call.deadline - time.monotonic()), exchange.cancel, [_DEADLINE])
-            self._timer.daemon = True
-            self._timer.start()
-        if call.cancel is not None:
-            call.cancel.add(exchange)
+    @property
+    def ended(self) -> bool:
+        """Whether the body has been read to its end."""
 
-    def stop(self) -> None:
-        """Leave the exchange alone from now on."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._cancel is not None:
-            self._cancel.discard(self._exchange)
-        self._exchange.detach()
+    def read1(self, size: int = BLOCK) -> bytes:
+        """Return what is there of the body, waiting for it; ``b""`` at its end."""
+
+    def close(self) -> None:
+        """Close the connection, unless the body was read to its end."""
 
 
 class OpenReply:
-    """A reply whose head has arrived and whose body has not. Also the `Source` of a stream."""
+    """A reply whose head has arrived and whose body has not. Also the `Source` of a stream.
+
+    ``headers`` are by their names in lower case. `failure` returns our error for one raised while the body is read, or
+    ``None`` for what has nothing to do with it.
+    """
 
     def __init__(
         self,
-        response: Any,
+        status: int,
+        headers: Dict[str, str],
+        body: Body,
         exchange: Exchange,
-        watch: Watch,
         call: Call,
-        failure: Callable[[BaseException], BridgeError],
+        failure: Callable[[Exception], Optional[BaseException]],
     ) -> None:
-        self.status: int = response.status_code
-        # The lean adapter's own view of its headers costs less than requests'.
-        fields = getattr(response, "fields", None)
-        self.headers: Mapping[str, str] = response.headers if fields is None else Fields(fields)
+        self.status = status
+        self.headers = headers
         self.url = call.url
-        self.request_id = self.headers.get("x-request-id") or call.headers.get("X-Request-Id")
-        self._response = response
-        self._raw: Any = response.raw
-        self._exchange = exchange
-        self._watch = watch
+        self.request_id = headers.get("x-request-id") or call.headers.get("X-Request-Id")
         self._call = call
-        self._failure_of = failure
+        self._body = body
+        self._exchange = exchange
+        self._failure = failure
+        self._content: Callable[[], bytes] = body.read1
         self._closed = False
-        self._lock = threading.RLock()  # held while bytes are read: urllib3's replies are not to be closed meanwhile
-        self._read1: Optional[Callable[[], bytes]] = None
+        self._reading = False
+
+    def decode(self, encoding: str) -> None:
+        """Read what is below a Content-Encoding; raises ProtocolError for one that is not known here."""
+        self._content = decoded(self._body.read1, encoding)
 
     def read(self) -> bytes:
-        """Return some bytes of the body as soon as there are any, ``b""`` at its end."""
-        with self._lock:
+        """Return some bytes of the body as soon as there are any, ``b""`` at its end.
+
+        After an `APITimeoutError` without a code it may be read on.
+        """
+        self._reading = True
+        try:
             if self._closed:
-                raise cancelled_error(self._exchange.cancelled or _CLOSED, self._call)
-            try:
-                block = (self._read1 or self._prepared_read1())()
-            except Exception as error:
-                raise self._failure(error) from error
-        if not block and self._exchange.cancelled is not None:
-            raise cancelled_error(self._exchange.cancelled, self._call)
+                raise HungUp(_CLOSED)
+            block = self._content()
+        except BaseException as error:
+            raise self._failed(error)
+        finally:
+            self._reading = False
+            if self._closed:
+                self._body.close()
+        if not block:
+            if self._exchange.cancelled is not None:
+                raise self._failed(HungUp(self._exchange.cancelled))
+            self._end()
         return block
-
-    def fileno(self) -> int:
-        """Return the number of the socket that the body comes from, -1 where `arrived` cannot be asked."""
-        return self._raw.fileno() if hasattr(self._raw, "arrived") else -1
-
-    @property
-    def arrived(self) -> Callable[[], Optional[bytes]]:
-        """The function that returns what is there of the body, ``b""`` if nothing is; ``None`` where `read` is due."""
-        arrived: Callable[[], Optional[bytes]] = self._raw.arrived
-        return arrived
 
     def read_all(self, enough: Optional[int] = None) -> bytes:
         """Return the rest of the body, or what there is after `enough` bytes of it; `MAX_BODY` is an error."""
         blocks: List[bytes] = []
         size = 0
-        raw = self._raw
-        size_read = getattr(raw, "long_block", 0)
-        with self._lock:
-            try:
-                while enough is None or size < enough:
-                    block = raw.read1(size_read) if size_read else _read_decoded(raw, _BLOCK)
-                    if not block:
-                        break
-                    blocks.append(block)
-                    size += len(block)
-                    if size > MAX_BODY:
-                        raise ValueError("it is longer than %d bytes" % MAX_BODY)
-                    if size_read and raw.closed:
-                        break
-                else:
-                    return b"".join(blocks)
-            except Exception as error:
-                raise self._failure(error) from error
-            if self._exchange.cancelled is not None:
-                raise cancelled_error(self._exchange.cancelled, self._call)
-            self._release()
+        while enough is None or size < enough:
+            block = self.read()
+            if not block:
+                break
+            blocks.append(block)
+            size += len(block)
+            if size > MAX_BODY:
+                raise self._failed(ProtocolError(400, "it is longer than %d bytes" % MAX_BODY))
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def error(self) -> BridgeError:
-        """Read the body of an error status and return the error."""
+        """Read the body of an error status, within bounds of bytes and time, and return the error."""
         fields: Dict[str, Any] = {"request_id": self.request_id, "url": self.url}
         if 300 <= self.status < 400:
             return APIStatusError(
@@ -264,103 +189,72 @@ class OpenReply:
                 status_code=self.status,
                 **fields,
             )
-        try:
-            body = self.read_all(_ERROR_BODY)
-        except (APIConnectionError, ResponseDecodeError) as broken:
-            if broken.code == _DEADLINE:
-                raise
-            body = b""  # the status says enough
-        error = error_from_body(self.status, self.headers.get("content-type") or "", body, **fields)
+        error = error_from_body(self.status, self.headers.get("content-type") or "", self._error_body(), **fields)
         error.retry_after = parse_retry_after(
             self.headers.get("retry-after"), time.time(), self.headers.get("retry-after-ms")
         )
         return error
 
+    def _error_body(self) -> bytes:
+        limits = self._exchange.limits
+        deadline, end = limits.deadline, time.monotonic() + _ERROR_SECONDS
+        limits.deadline = end if deadline is None else min(end, deadline)
+        blocks: List[bytes] = []
+        size = 0
+        try:
+            while size < _ERROR_BODY:
+                block = self.read()
+                if not block:
+                    break
+                blocks.append(block)
+                size += len(block)
+        except (APIConnectionError, ResponseDecodeError) as broken:
+            if broken.code == "deadline" and deadline is not None and time.monotonic() >= deadline:
+                raise
+            # The status says enough, and what has come of the body.
+        return b"".join(blocks)
+
     def set_timeout(self, seconds: Optional[float]) -> None:
         """Limit how long the next reads may wait for a byte."""
-        self._exchange.set_timeout(seconds)
+        self._exchange.limits.silence = seconds
 
     def finish(self) -> None:
         """Give the connection back to the pool if the end of the body is there; else close it.
 
         The end mark of a stream comes before the last chunk of HTTP's own framing, in the same packet or right after.
         """
-        with self._lock:
-            if self._closed:
-                return
-            if hasattr(self._raw, "long_block") and self._raw.closed and self._exchange.cancelled is None:
-                self._release()
-                return
+        if not self._closed and not self._body.ended:
+            self._exchange.limits.silence = _END
             try:
-                self._exchange.set_timeout(0.01)
-                if not (self._read1 or self._prepared_read1())() and self._exchange.cancelled is None:
-                    self._release()
-            except Exception:
-                pass  # not there yet: `close` drops the connection
+                self.read()
+            except BridgeError:
+                pass  # not there yet
         self.close()
 
     def close(self) -> None:
-        """Close the connection unless the body was read to its end; any thread may call this."""
+        """Close the connection unless the body was read to its end; any thread and signal handler may call this."""
         if self._closed:
             return
         self._closed = True
-        self._exchange.cancel(_CLOSED)  # wakes a thread that reads, so that the lock comes free
-        self._watch.stop()
-        with self._lock:
-            self._response.close()
+        if not self._body.ended:
+            self._exchange.cancel(_CLOSED)  # wakes a thread that reads, which then closes
+            if not self._reading:
+                self._body.close()
+        self._end()
 
-    def _prepared_read1(self) -> Callable[[], bytes]:
-        read1 = self._read1 = _read1_of(self._response, self.headers)
-        return read1
+    def _end(self) -> None:
+        if self._call.cancel is not None:
+            self._call.cancel.discard(self._exchange)
 
-    def _release(self) -> None:
-        self._closed = True
-        self._watch.stop()
-        self._raw.release_conn()
-
-    def _failure(self, error: Exception) -> BridgeError:
-        self._watch.stop()
-        try:
-            self._response.close()
-        finally:
-            if self._exchange.cancelled is not None:
-                return cancelled_error(self._exchange.cancelled, self._call)
-            self._exchange.connected = True
-            return self._failure_of(error)
-
-
-def _read1_of(response: Any, headers: Mapping[str, str]) -> Callable[[], bytes]:
-    """Return the function that reads what is there, without waiting for a block to fill; ``b""`` at the end."""
-    raw = response.raw
-    if hasattr(raw, "long_block"):  # the lean adapter's
-        return partial(raw.read1, _BLOCK)
-    if hasattr(raw, "read1"):  # urllib3 2.2 and newer
-        return partial(raw.read1, _BLOCK, decode_content=True)
-    below: Any = getattr(raw, "_fp", None)
-    if headers.get("content-encoding", "identity") != "identity" or not hasattr(below, "read1"):
-        return partial(_read_decoded, raw, 1)
-    # urllib3 1.26 waits for whole chunks; http.client under it gives what is there.
-    return partial(_read_below, below)
-
-
-def _read_below(below: Any) -> bytes:
-    block: bytes = below.read1(_BLOCK)
-    if not block:
-        _check_complete(getattr(below, "length", None))
-    return block
-
-
-def _read_decoded(raw: Any, size: int) -> bytes:
-    """Read by way of urllib3, of which 1.26 returns ``b""`` while a decoder has nothing to give yet."""
-    while True:
-        block: bytes = raw.read(size, decode_content=True)
-        if block or raw.closed:
-            break
-    if not block and not hasattr(raw, "read1"):
-        _check_complete(raw.length_remaining)  # urllib3 1.26 does not, unless told to when the reply was made
-    return block
-
-
-def _check_complete(left: Optional[int]) -> None:
-    if left:
-        raise ConnectionError("%d bytes are missing" % left)
+    def _failed(self, error: BaseException) -> BaseException:
+        """Return the error to raise; unless a silence may still end, the connection is closed."""
+        if not (isinstance(error, TimedOut) and error.which == "silence"):
+            self._body.close()
+            self._end()
+        if not isinstance(error, Exception):
+            return error
+        failure = self._failure(error)
+        if failure is None:
+            return error
+        failure.__cause__ = error
+        return failure

@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator, Optional
 
 from ..client.options import Trace
 from ..errors import APIStatusError, BadRequestError
-from ..client.reply import Cancellation
+from ..client.cancellation import Cancellation
 
 __all__ = ["Request", "bare_model"]
 
