@@ -11,7 +11,8 @@ import sys
 from contextlib import suppress
 from typing import Any, Dict, Iterable, List, NoReturn, Optional, Sequence, Tuple
 
-from ..config.settings import Key, NetworkConfig, ProviderConfig, normalise_base_url
+from ..config.settings import Key, NetworkConfig, ProviderConfig
+from ..config.validate import normalise_base_url
 from ..errors import APITimeoutError, BadRequestError, BridgeError, ConfigError
 from .terminal import ODD_ANSWER, Terminal, WrongUsage, check_utf8, odd_answer
 from ..version import __version__

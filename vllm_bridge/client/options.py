@@ -3,8 +3,9 @@
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, TypeVar
 
 from ..api.decoding import Tally
-from ..config.settings import Key, check_headers, normalise_timeout
-from ..config.validate import number, whole
+from ..config.environment import check_headers
+from ..config.settings import Key
+from ..config.validate import normalise_timeout, number, whole
 from ..errors import ConfigError
 from ..http1.wait import Client
 from .cancellation import Cancellation

@@ -11,21 +11,10 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, Mapping, Optional, 
 from urllib.parse import quote
 
 from . import environment, validate
-from .environment import check_headers
 from .redaction import HIDDEN
-from .validate import normalise_base_url, normalise_timeout
 from ..errors import ConfigError
 
-__all__ = [
-    "DEFAULT_BASE_URL",
-    "Key",
-    "NetworkConfig",
-    "ProviderConfig",
-    "ProxyConfig",
-    "check_headers",
-    "normalise_base_url",
-    "normalise_timeout",
-]
+__all__ = ["DEFAULT_BASE_URL", "Key", "NetworkConfig", "ProviderConfig", "ProxyConfig"]
 
 DEFAULT_BASE_URL = "http://localhost:8000"
 MAX_CONNS_PER_HOST = 5000
@@ -189,7 +178,7 @@ class NetworkConfig(_Settings):
     retry_backoff_initial_ms = _setting(validate.number)
     retry_backoff_max_ms = _setting(validate.number)
     stream_idle_timeout_in_seconds = _setting(validate.number, positive=True)
-    extra_headers = _from_environment(check_headers)
+    extra_headers = _from_environment(environment.check_headers)
     insecure_skip_verify = _setting(validate.flag)
     ca_cert_pem = _from_environment(environment.certificates)
     max_conns_per_host = _setting(validate.whole, least=1, most=10000)
@@ -379,7 +368,8 @@ class ProviderConfig(_Settings):
         environ = os.environ if environ is None else environ
         url = self.network_config.base_url
         if url is None:
-            url = normalise_base_url(environ.get("VLLM_BASE_URL", "").strip() or DEFAULT_BASE_URL, "VLLM_BASE_URL")
+            named = environ.get("VLLM_BASE_URL", "").strip()
+            url = validate.normalise_base_url(named or DEFAULT_BASE_URL, "VLLM_BASE_URL")
         if not self.keys:
             value = validate.header_text(environ.get("VLLM_API_KEY", "").strip(), "VLLM_API_KEY")
             return (Key(value=value, url=url),)
