@@ -11,9 +11,6 @@ __all__ = ["convert", "falls_back", "prepare"]
 _LABELS = frozenset(("text", "id", "meta"))
 
 
-# ---------------------------------------------------------------- request
-
-
 def prepare(wire: Dict[str, Any]) -> Dict[str, Any]:
     """Build vLLM's body from the caller's keywords.
 
@@ -22,14 +19,17 @@ def prepare(wire: Dict[str, Any]) -> Dict[str, Any]:
     where the top level says nothing. ``return_documents`` stays here. Raises ``BadRequestError``.
     """
     given = _given(wire)
-    _return_documents(given)
-    query = given.get("query")
+    query, documents, top_n = given.get("query"), given.get("documents"), given.get("top_n", 1)
     if query is None or (isinstance(query, str) and not query.strip()):
         raise BadRequestError("query is required for rerank, and must not be blank", param="query")
-    given["documents"] = _contents(given.get("documents"))
-    top_n = given.get("top_n")
-    if top_n is not None:
-        _check_top_n(top_n)
+    if not _holds_many(documents):
+        given["documents"] = [_content(document, index) for index, document in enumerate(_listed(documents))]
+    # vLLM would take "2" and read 0 as "all" (rerank_top_n_string, rerank_top_n_zero); a caller who sends
+    # those is more likely mistaken than served.
+    if isinstance(top_n, bool) or not isinstance(top_n, int):
+        raise BadRequestError("top_n must be an integer, got %.100r" % (top_n,), param="top_n")
+    if top_n < 1:
+        raise BadRequestError("top_n must be at least 1, got %d; leave it out for all documents" % top_n, param="top_n")
     given.pop("return_documents", None)
     return given
 
@@ -37,56 +37,35 @@ def prepare(wire: Dict[str, Any]) -> Dict[str, Any]:
 def _given(wire: Dict[str, Any]) -> Dict[str, Any]:
     """Merge ``params`` under the top level; ``None`` means that nothing was said."""
     nested = wire.get("params")
-    if nested is None:
-        nested = {}
+    nested = {} if nested is None else nested
     if not isinstance(nested, dict):
         raise BadRequestError("params must be an object, got %s" % type(nested).__name__, param="params")
-    given = {name: value for name, value in wire.items() if value is not None and name != "params"}
-    for name, value in nested.items():
-        if value is not None:
-            given.setdefault(name, value)
+    given = {name: value for name, value in nested.items() if value is not None}
+    given.update((name, value) for name, value in wire.items() if value is not None and name != "params")
+    wanted = given.get("return_documents", True)
+    if not isinstance(wanted, bool):
+        raise BadRequestError(
+            "return_documents must be true or false, got %.100r" % (wanted,), param="return_documents"
+        )
     return given
 
 
-def _return_documents(given: Dict[str, Any]) -> Optional[bool]:
-    value = given.get("return_documents")
-    if value is None or isinstance(value, bool):
-        return value
-    raise BadRequestError("return_documents must be true or false, got %.100r" % (value,), param="return_documents")
-
-
-def _check_top_n(top_n: Any) -> None:
-    # vLLM would take "2" and read 0 as "all" (rerank_top_n_string, rerank_top_n_zero); a caller who sends
-    # those is more likely mistaken than served.
-    if isinstance(top_n, bool) or not isinstance(top_n, int):
-        raise BadRequestError("top_n must be an integer, got %.100r" % (top_n,), param="top_n")
-    if top_n < 1:
-        raise BadRequestError("top_n must be at least 1, got %d; leave it out for all documents" % top_n,
-                              param="top_n")
-
-
-def _contents(documents: Any) -> Any:
-    if isinstance(documents, dict) and _holds_many(documents):
-        return documents
-    return [_content(document, index) for index, document in enumerate(_listed(documents))]
-
-
-def _holds_many(documents: Dict[str, Any]) -> bool:
+def _holds_many(documents: Any) -> bool:
     # One object in the place of the list: each of its content parts is a document to vLLM.
-    return isinstance(documents.get("content"), list) and bool(documents["content"])
+    return isinstance(documents, dict) and isinstance(documents.get("content"), list) and bool(documents["content"])
 
 
 def _listed(documents: Any) -> List[Any]:
     """Return the caller's documents one by one, as vLLM's ``index`` counts them."""
-    if isinstance(documents, dict) and _holds_many(documents):
+    if _holds_many(documents):
         return list(documents["content"])
     if isinstance(documents, (str, dict)):
         return [documents]
     if documents is None or (isinstance(documents, (list, tuple)) and not documents):
         raise BadRequestError("documents are required for rerank, and must not be empty", param="documents")
     if not isinstance(documents, (list, tuple)):
-        raise BadRequestError("documents must be an array of strings or objects, got %s" % type(documents).__name__,
-                              param="documents")
+        problem = "documents must be an array of strings or objects, got %s" % type(documents).__name__
+        raise BadRequestError(problem, param="documents")
     return list(documents)
 
 
@@ -98,11 +77,12 @@ def _content(document: Any, index: int) -> Any:
         if document.get("content") is not None or (text is None and others):
             return document  # its content is something else than a text: only the server can judge it
     if text is not None and not isinstance(text, str):
-        raise BadRequestError("document at index %d must be a string or an object with a text" % index,
-                              param="documents")
-    if text is None or not text.strip():
-        raise BadRequestError("document text is required for rerank at index %d" % index, param="documents")
-    return text
+        problem = "document at index %d must be a string or an object with a text" % index
+    elif text is None or not text.strip():
+        problem = "document text is required for rerank at index %d" % index
+    else:
+        return text
+    raise BadRequestError(problem, param="documents")
 
 
 # ---------------------------------------------------------------- reply
@@ -117,77 +97,58 @@ def convert(payload: Any, wire: Dict[str, Any]) -> Dict[str, Any]:
     """
     given = _given(wire)
     documents = _listed(given.get("documents"))
-    if not isinstance(payload, dict):
-        raise _invalid("the reply must be an object", payload)
-    wanted = _return_documents(given)
-    results = [_shown(result, documents, wanted) for result in _results(payload, len(documents))]
-    reply = dict(payload)
-    reply["results"] = results
+    try:
+        results = _results(payload, len(documents))
+    except ValueError as error:
+        problem = "error converting rerank response: invalid vllm rerank response: %s" % error
+        raise ResponseDecodeError(problem, payload=payload) from None
+    wanted = given.get("return_documents")
+    for result in results:
+        if wanted:
+            own = documents[result["index"]]
+            result["document"] = own if isinstance(own, dict) else {"text": own}
+        elif wanted is False:
+            result.pop("document", None)  # vLLM 0.32.0 ignores return_documents: false
+    reply = {**payload, "results": results, "usage": _usage(payload.get("usage"))}
     if given.get("model") is not None:
         reply["model"] = given["model"]
-    usage = _usage(payload.get("usage"))
-    if usage is None:
-        reply.pop("usage", None)
-    else:
-        reply["usage"] = usage
+    if reply["usage"] is None:
+        del reply["usage"]
     return reply
 
 
-def _invalid(what: str, payload: Any) -> ResponseDecodeError:
-    return ResponseDecodeError("error converting rerank response: invalid vllm rerank response: " + what,
-                               payload=payload)
-
-
-def _results(payload: Dict[str, Any], count: int) -> List[Dict[str, Any]]:
+def _results(payload: Any, count: int) -> List[Dict[str, Any]]:
+    """Return the results, best first; raises `ValueError` with what is wrong."""
+    if not isinstance(payload, dict):
+        raise ValueError("the reply must be an object")
     if "results" not in payload:
-        raise _invalid("missing results", payload)
-    items = payload["results"]
-    if not isinstance(items, list):
-        raise _invalid("results must be an array", payload)
-    ranked: List[Tuple[float, int, Dict[str, Any]]] = []
-    seen = set()
-    for item in items:
+        raise ValueError("missing results")
+    if not isinstance(payload["results"], list):
+        raise ValueError("results must be an array")
+    ranked: Dict[int, Tuple[float, int, Dict[str, Any]]] = {}
+    for item in payload["results"]:
         if not isinstance(item, dict):
-            raise _invalid("result item must be an object", payload)
-        index = _index(item.get("index"))
-        if index is None:
-            raise _invalid("result index is required", payload)
+            raise ValueError("result item must be an object")
+        index, score = item.get("index"), _score(item)
+        if isinstance(index, bool) or not (isinstance(index, int) or (isinstance(index, float) and index.is_integer())):
+            raise ValueError("result index is required")
+        index = int(index)
         if not 0 <= index < count:
-            raise _invalid("result index %d out of range" % index, payload)
-        if index in seen:
-            raise _invalid("duplicate index %d" % index, payload)
-        seen.add(index)
-        score = _score(item)
+            raise ValueError("result index %d out of range" % index)
+        if index in ranked:
+            raise ValueError("duplicate index %d" % index)
         if score is None:
-            raise _invalid("relevance_score/score is required", payload)
-        ranked.append((-score, index, dict(item, index=index, relevance_score=score)))
-    ranked.sort(key=lambda entry: entry[:2])
-    return [entry[2] for entry in ranked]
-
-
-def _index(value: Any) -> Optional[int]:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+            raise ValueError("relevance_score/score is required")
+        ranked[index] = (-score, index, {**item, "index": index, "relevance_score": score})
+    return [item for _, _, item in sorted(ranked.values())]
 
 
 def _score(item: Dict[str, Any]) -> Optional[float]:
-    for name in ("relevance_score", "score"):
-        value = item.get(name)
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-            return value
+    for value in (item.get("relevance_score"), item.get("score")):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if isinstance(value, int) or math.isfinite(value):
+                return value
     return None
-
-
-def _shown(result: Dict[str, Any], documents: List[Any], wanted: Optional[bool]) -> Dict[str, Any]:
-    if wanted:
-        own = documents[result["index"]]
-        result["document"] = own if isinstance(own, dict) else {"text": own}
-    elif wanted is False:
-        result.pop("document", None)  # vLLM 0.32.0 ignores return_documents: false
-    return result
 
 
 def _usage(usage: Any) -> Optional[Dict[str, Any]]:
@@ -196,19 +157,14 @@ def _usage(usage: Any) -> Optional[Dict[str, Any]]:
         return None
     prompt = _count(usage, "prompt_tokens", "input_tokens")
     completion = _count(usage, "completion_tokens", "output_tokens")
-    total = _count(usage, "total_tokens")
-    if not total:
-        total = prompt + completion
-    filled = dict(usage, prompt_tokens=prompt, completion_tokens=completion, total_tokens=total)
+    total = _count(usage, "total_tokens") or prompt + completion
+    filled = {**usage, "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
     return filled if any(filled.values()) else None
 
 
 def _count(usage: Dict[str, Any], *names: str) -> int:
-    for name in names:
-        value = usage.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return 0
+    counts = [usage.get(name) for name in names]
+    return next((count for count in counts if isinstance(count, int) and not isinstance(count, bool)), 0)
 
 
 # ---------------------------------------------------------------- fallback
@@ -220,10 +176,7 @@ def falls_back(error: BridgeError) -> bool:
     vLLM 0.32.0 answers 404 ``{"detail": "Not Found"}`` for the route (err_generate_model_v1_rerank) and 404 with the
     type ``NotFoundError`` for the model (rerank_err_unknown_model).
     """
-    if not isinstance(error, APIStatusError):
+    if not isinstance(error, APIStatusError) or error.status_code not in (404, 405, 501):
         return False
-    if error.status_code in (405, 501):
-        return True
-    if error.status_code != 404:
-        return False
-    return error.type != "NotFoundError" and error.param != "model" and error.code != "model_not_found"
+    model = error.type == "NotFoundError" or error.param == "model" or error.code == "model_not_found"
+    return error.status_code != 404 or not model
