@@ -1,4 +1,4 @@
-"""Transcription forms, replies and streams, against the transcripts audio_* and the upload objects of frameworks."""
+"""Transcription forms and replies, against the transcripts audio_* and the upload objects of frameworks."""
 
 import codecs
 import gzip
@@ -11,7 +11,7 @@ import pytest
 
 import wire
 from vllm_bridge.api import audio as transcription
-from vllm_bridge.errors import BadRequestError, IncompleteStreamError, ResponseDecodeError
+from vllm_bridge.errors import BadRequestError, ResponseDecodeError
 from vllm_bridge.http1.formdata import Part
 
 WAV = b"RIFF\x24\x00\x00\x00WAVEfmt " + b"\x00" * 20
@@ -345,110 +345,3 @@ def test_text_becomes_text(body, content_type, asked):
 def test_replies_that_are_none(body, content_type, asked, message):
     with pytest.raises(ResponseDecodeError, match=message):
         transcription.result(body, content_type, asked)
-
-
-# ---------------------------------------------------------------- stream
-
-
-def run(chunks):
-    machine = transcription.TranscriptionEvents()
-    events = [event for chunk in chunks for event in machine.feed(chunk)]
-    return machine, events, machine.finish()
-
-
-def recorded_text(payloads):
-    return "".join(choice["delta"]["content"] for payload in payloads for choice in payload["choices"])
-
-
-@pytest.mark.parametrize("name", [name for name in wire.names("audio_") if wire.load(name).streams
-                                  and wire.load(name).status == 200])
-def test_recorded_streams(name):
-    payloads = wire.load(name).payloads
-    if not all("choices" in payload for payload in payloads):
-        pytest.skip("an error stream")
-    machine, events, done = run(payloads)
-    assert {event["type"] for event in events} <= {"transcript.text.delta"}
-    assert "".join(event["delta"] for event in events) == recorded_text(payloads) == done[0]["text"]
-    assert [event["type"] for event in done] == ["transcript.text.done"]
-    assert done[0].get("usage") == payloads[-1].get("usage")
-    assert done[0]["id"] == payloads[0]["id"] and done[0]["model"] == "whisper"
-    assert machine.finish() == []
-
-
-def test_a_stop_ends_only_its_segment():
-    payloads = wire.load("audio_65s_stream").payloads
-    assert sum(choice.get("finish_reason") == "stop" for p in payloads for choice in p["choices"]) == 3
-    machine, _, done = run(payloads)
-    assert done[0]["text"].count("Goodbye.") == 3
-    assert done[0]["usage"] == {"prompt_tokens": 6504, "total_tokens": 6522, "completion_tokens": 18}
-    assert done[0]["finish_reason"] == "stop" and machine.ended
-    assert not run(payloads[:-1])[0].ended
-
-
-def test_every_field_of_a_chunk_stands_on_its_event():
-    first = wire.load("audio_stream_continuous").payloads[0]
-    (event,) = transcription.TranscriptionEvents().feed(first)
-    assert event == {"type": "transcript.text.delta", "delta": " Hello", "id": first["id"], "model": "whisper",
-                     "created": first["created"], "usage": first["usage"]}
-    machine = transcription.TranscriptionEvents()
-    (event,) = machine.feed({"choices": [{"index": 0, "delta": {"content": "a", "role": "assistant"},
-                                          "logprobs": [1]}], "own": 2})
-    assert event == {"type": "transcript.text.delta", "delta": "a", "role": "assistant", "logprobs": [1], "own": 2}
-    machine.feed({"choices": [{"delta": {"content": None}, "finish_reason": "stop", "stop_reason": None, "odd": 3}]})
-    assert machine.finish() == [{"type": "transcript.text.done", "text": "a", "finish_reason": "stop",
-                                 "stop_reason": None, "own": 2, "odd": 3}]
-
-
-def test_a_cut_segment_is_not_hidden_by_the_next():
-    chunks = [{"choices": [{"delta": {"content": text}, "finish_reason": reason}]}
-              for text, reason in (("a", "stop"), ("b", "length"), ("c", "stop"))]
-    assert run(chunks)[2] == [{"type": "transcript.text.done", "text": "abc", "finish_reason": "length"}]
-
-
-def test_openai_s_events_are_taken_as_they_are():
-    segment = {"type": "transcript.text.segment", "id": "s", "text": "Hi"}
-    delta = {"type": "transcript.text.delta", "delta": "Hi", "logprobs": []}
-    machine, events, done = run([segment, delta, {"type": "transcript.text.done", "text": "Hi.", "usage": {"x": 1}}])
-    assert events == [segment, delta] and machine.ended
-    assert done == [{"type": "transcript.text.done", "text": "Hi.", "usage": {"x": 1}}]
-
-
-@pytest.mark.parametrize("chunks, text", [
-    ([{"type": "transcript.text.done", "text": "a"}, {"type": "transcript.text.done", "text": "b"}], "ab"),
-    ([{"type": "transcript.text.delta", "delta": "a"}, {"type": "transcript.text.delta", "delta": "b"},
-      {"type": "transcript.text.done", "text": "a"}, {"type": "transcript.text.done", "text": "b"}], "ab"),
-    ([{"type": "transcript.text.delta", "delta": "a"}, {"type": "transcript.text.done"}], "a"),
-    ([{"choices": [{"delta": {}}]}, {"choices": [{}]}, {"choices": None}, {}], ""),
-    ([], ""),
-])
-def test_exactly_one_done(chunks, text):
-    assert run(chunks)[2] == [{"type": "transcript.text.done", "text": text}]
-
-
-def test_an_abort_raises_with_what_arrived():
-    machine = transcription.TranscriptionEvents()
-    machine.feed({"choices": [{"delta": {"content": "half"}}]})
-    with pytest.raises(IncompleteStreamError) as caught:
-        machine.feed({"choices": [{"delta": {"content": " a"}, "finish_reason": "abort"}]})
-    assert caught.value.partial == {"text": "half a"}
-    assert machine.text == "half a"
-
-
-@pytest.mark.parametrize("chunk", [
-    [], "x", None, {"choices": {}}, {"choices": [1]}, {"choices": [{"delta": []}]},
-    {"choices": [{"delta": {"content": 5}}]}, {"type": "transcript.text.delta", "delta": 5},
-    {"type": "transcript.text.done", "text": []}])
-def test_chunks_of_another_shape(chunk):
-    with pytest.raises(ResponseDecodeError):
-        transcription.TranscriptionEvents().feed(chunk)
-
-
-def test_an_empty_finish_reason_ends_no_segment_and_halves_of_a_character_are_one():
-    machine = transcription.TranscriptionEvents()
-    events = []
-    for text in ("\ud83d", "\ude00"):
-        choice = {"delta": {"content": text}, "finish_reason": "", "stop_reason": ""}
-        events += machine.feed({"choices": [choice]})
-    assert [event["finish_reason"] for event in events] == [None, None] and events[0]["stop_reason"] is None
-    [done] = machine.finish()
-    assert done["text"] == "\U0001f600" and "finish_reason" not in done

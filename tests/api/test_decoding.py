@@ -274,6 +274,115 @@ def test_recorded_streams(name):
     assert reader.finished is ended
 
 
+# ---------------------------------------------------------------- transcription streams
+
+
+def transcribed(chunks):
+    machine = TranscriptionReader()
+    events = [item for chunk in chunks for item in machine.feed(event(chunk))]
+    return machine, events, list(machine.finish())
+
+
+def recorded_text(payloads):
+    return "".join(choice["delta"]["content"] for payload in payloads for choice in payload["choices"])
+
+
+@pytest.mark.parametrize("name", [name for name in wire.names("audio_") if wire.load(name).streams
+                                  and wire.load(name).status == 200])
+def test_recorded_transcriptions(name):
+    payloads = wire.load(name).payloads
+    if not all("choices" in payload for payload in payloads):
+        pytest.skip("an error stream")
+    machine, events, done = transcribed(payloads)
+    assert {item.type for item in events} <= {"transcript.text.delta"}
+    assert "".join(item.delta for item in events) == recorded_text(payloads) == done[0]["text"]
+    assert [item.type for item in done] == ["transcript.text.done"]
+    assert done[0].get("usage") == payloads[-1].get("usage")
+    assert done[0]["id"] == payloads[0]["id"] and done[0]["model"] == "whisper"
+    assert machine.finish() == ()
+
+
+def test_a_stop_ends_only_its_segment():
+    payloads = wire.load("audio_65s_stream").payloads
+    assert sum(choice.get("finish_reason") == "stop" for p in payloads for choice in p["choices"]) == 3
+    machine, _, done = transcribed(payloads)
+    assert done[0]["text"].count("Goodbye.") == 3
+    assert done[0]["usage"] == {"prompt_tokens": 6504, "total_tokens": 6522, "completion_tokens": 18}
+    assert done[0]["finish_reason"] == "stop" and machine.finished
+    assert not transcribed(payloads[:-1])[0].finished
+
+
+def test_every_field_of_a_chunk_stands_on_its_event():
+    first = wire.load("audio_stream_continuous").payloads[0]
+    (item,) = TranscriptionReader().feed(event(first))
+    assert item == {"type": "transcript.text.delta", "delta": " Hello", "id": first["id"], "model": "whisper",
+                    "created": first["created"], "usage": first["usage"]}
+    machine = TranscriptionReader()
+    choice = {"index": 0, "delta": {"content": "a", "role": "assistant"}, "logprobs": [1]}
+    (item,) = machine.feed(event({"choices": [choice], "own": 2}))
+    assert item == {"type": "transcript.text.delta", "delta": "a", "role": "assistant", "logprobs": [1], "own": 2}
+    choice = {"delta": {"content": None}, "finish_reason": "stop", "stop_reason": None, "odd": 3}
+    machine.feed(event({"choices": [choice]}))
+    (item,) = machine.finish()
+    assert item == {"type": "transcript.text.done", "text": "a", "finish_reason": "stop", "stop_reason": None, "own": 2,
+                    "odd": 3}
+
+
+def test_a_cut_segment_is_not_hidden_by_the_next():
+    chunks = [{"choices": [{"delta": {"content": text}, "finish_reason": reason}]}
+              for text, reason in (("a", "stop"), ("b", "length"), ("c", "stop"))]
+    assert transcribed(chunks)[2] == [{"type": "transcript.text.done", "text": "abc", "finish_reason": "length"}]
+
+
+def test_openai_s_events_are_taken_as_they_are():
+    segment = {"type": "transcript.text.segment", "id": "s", "text": "Hi"}
+    delta = {"type": "transcript.text.delta", "delta": "Hi", "logprobs": []}
+    last = {"type": "transcript.text.done", "text": "Hi.", "usage": {"x": 1}}
+    machine, events, done = transcribed([segment, delta, last])
+    assert events == [segment, delta] and machine.finished and done == [last]
+
+
+@pytest.mark.parametrize("chunks, text", [
+    ([{"type": "transcript.text.done", "text": "a"}, {"type": "transcript.text.done", "text": "b"}], "ab"),
+    ([{"type": "transcript.text.delta", "delta": "a"}, {"type": "transcript.text.delta", "delta": "b"},
+      {"type": "transcript.text.done", "text": "a"}, {"type": "transcript.text.done", "text": "b"}], "ab"),
+    ([{"type": "transcript.text.delta", "delta": "a"}, {"type": "transcript.text.done"}], "a"),
+    ([{"choices": [{"delta": {}}]}, {"choices": [{}]}, {"choices": None}, {}], ""),
+    ([], ""),
+])
+def test_exactly_one_done(chunks, text):
+    assert transcribed(chunks)[2] == [{"type": "transcript.text.done", "text": text}]
+
+
+def test_an_abort_raises_with_what_arrived():
+    machine = TranscriptionReader()
+    machine.feed(event({"choices": [{"delta": {"content": "half"}}]}))
+    with pytest.raises(IncompleteStreamError) as caught:
+        machine.feed(event({"choices": [{"delta": {"content": " a"}, "finish_reason": "abort"}]}))
+    assert caught.value.partial == {"text": "half a"}
+    assert machine.partial().text == "half a"
+
+
+@pytest.mark.parametrize("chunk", [
+    [], "x", None, {"choices": {}}, {"choices": [1]}, {"choices": [{"delta": 5}]},
+    {"choices": [{"delta": {"content": 5}}]}, {"type": "transcript.text.delta", "delta": 5},
+    {"type": "transcript.text.done", "text": []}])
+def test_a_transcriptions_chunks_of_another_shape(chunk):
+    with pytest.raises(ResponseDecodeError):
+        TranscriptionReader().feed(event(chunk))
+
+
+def test_an_empty_finish_reason_ends_no_segment_and_halves_of_a_character_are_one():
+    machine = TranscriptionReader()
+    events = []
+    for text in ("\ud83d", "\ude00"):
+        choice = {"delta": {"content": text}, "finish_reason": "", "stop_reason": ""}
+        events += machine.feed(event({"choices": [choice]}))
+    assert [item["finish_reason"] for item in events] == [None, None] and events[0]["stop_reason"] is None
+    [done] = machine.finish()
+    assert done["text"] == "\U0001f600" and "finish_reason" not in done
+
+
 # ---------------------------------------------------------------- transcription, Responses
 
 

@@ -1,4 +1,4 @@
-"""Transcription: keywords → form, reply → object, stream → events."""
+"""Transcription: keywords → form, reply → object."""
 
 import inspect
 import io
@@ -7,12 +7,11 @@ import os
 from contextlib import ExitStack, contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from ..errors import BadRequestError, IncompleteStreamError, ResponseDecodeError, is_html, undecodable
+from ..errors import BadRequestError, ResponseDecodeError, is_html, undecodable
 from ..http1.formdata import Part
 from ..http1.multipart import FilePart, MultipartBody
-from .folding import is_finish, joined, without_empty_ends
 
-__all__ = ["TranscriptionEvents", "fields", "form", "from_form", "guess_name", "result"]
+__all__ = ["fields", "form", "from_form", "guess_name", "result"]
 
 _FIRST = ("model", "language", "prompt", "response_format", "temperature", "timestamp_granularities", "include")
 _BRACKETS = frozenset(("timestamp_granularities", "include"))  # arrays that OpenAI's form writes as name[]
@@ -232,121 +231,3 @@ def result(body: bytes, content_type: str, response_format: Any = None) -> Dict[
     if "text" not in payload:
         raise undecodable("the server sent no answer to transcription", text, payload=payload)
     return payload
-
-
-# ---------------------------------------------------------------- stream
-
-
-class TranscriptionEvents:
-    """Turn the chunks of a transcription stream into OpenAI's events.
-
-    ``feed`` returns ``{"type": "transcript.text.delta", "delta"}`` events, ``finish`` the one
-    ``{"type": "transcript.text.done", "text", "usage"?}``. Takes vLLM's chunks (``choices[].delta.content``) and
-    ready-made events. What else a chunk carries (``id``, ``created``, ``model``, ``usage``, ``logprobs``, ...) stands
-    on its delta event; the last value of each field of the chunk stands on the done event.
-    """
-
-    def __init__(self) -> None:
-        self._deltas: List[str] = []
-        self._done: List[str] = []  # texts of the done events of an upstream that speaks OpenAI's way
-        self._rest: Dict[str, Any] = {}
-        self._reason: Dict[str, Any] = {}
-        self._finished = False
-        self.ended = False
-        """True when upstream said that the whole text has been sent: its own done event, or the usage chunk.
-        A finish reason does not say so: vLLM sends one for each audio segment (audio_65s_stream)."""
-
-    @property
-    def text(self) -> str:
-        """The transcript so far."""
-        return joined(self._deltas) or joined(self._done)
-
-    def feed(self, chunk: Any) -> List[Dict[str, Any]]:
-        """Take one decoded chunk and return its events.
-
-        Raises ``IncompleteStreamError`` where the server aborted, ``ResponseDecodeError`` on another shape.
-        """
-        if not isinstance(chunk, dict):
-            raise ResponseDecodeError("transcription chunk must be an object", payload=chunk)
-        kind = chunk.get("type")
-        if kind == "transcript.text.delta":
-            self._deltas.append(_string(chunk.get("delta"), "delta", chunk))
-            return [dict(chunk)]
-        if kind == "transcript.text.done":
-            self._done.append(_string(chunk.get("text"), "text", chunk))
-            self._keep(chunk, ("type", "text"))
-            self.ended = True
-            return []
-        if isinstance(kind, str) and kind.startswith("transcript."):
-            return [dict(chunk)]
-        return self._chunk(chunk)
-
-    def finish(self) -> List[Dict[str, Any]]:
-        """Return the done event, once."""
-        if self._finished:
-            return []
-        self._finished = True
-        text = self._done[0] if len(self._done) == 1 and self._done[0] else self.text
-        event: Dict[str, Any] = {"type": "transcript.text.done", "text": text}
-        for fields in (self._reason, self._rest):
-            for name, value in fields.items():
-                event.setdefault(name, value)
-        return [event]
-
-    def _chunk(self, chunk: Dict[str, Any]) -> List[Dict[str, Any]]:
-        choices = chunk.get("choices")
-        if choices is None:
-            choices = []
-        if not isinstance(choices, list):
-            raise ResponseDecodeError("transcription chunk: choices must be an array", payload=chunk)
-        self._keep(chunk, ("object", "choices", "type"))
-        if not choices and chunk.get("usage"):
-            self.ended = True
-        events = []
-        for choice in choices:
-            events += self._choice(choice, chunk)
-        return events
-
-    def _choice(self, choice: Any, chunk: Dict[str, Any]) -> List[Dict[str, Any]]:
-        delta = choice.get("delta") if isinstance(choice, dict) else None
-        if delta is None:
-            delta = {}
-        if not isinstance(choice, dict) or not isinstance(delta, dict):
-            raise ResponseDecodeError("transcription chunk: choice and delta must be objects", payload=chunk)
-        content = _string(delta.get("content"), "content", chunk)
-        extras = {name: value for name, value in choice.items() if name not in ("delta", "index")}
-        extras.update((name, value) for name, value in delta.items() if name != "content")
-        without_empty_ends(extras)
-        self._deltas.append(content)
-        self._ending(extras)
-        if not content:
-            self._keep(extras, ("finish_reason", "stop_reason", "role"))
-            return []
-        event: Dict[str, Any] = {"type": "transcript.text.delta", "delta": content}
-        for fields in (extras, chunk):
-            for name, value in fields.items():
-                if name not in ("object", "choices"):
-                    event.setdefault(name, value)
-        return [event]
-
-    def _ending(self, extras: Dict[str, Any]) -> None:
-        reason = extras.get("finish_reason")
-        if not is_finish(reason):
-            return
-        if reason in ("abort", "error"):
-            raise IncompleteStreamError("the server aborted the transcription (finish_reason: %s)" % reason,
-                                        partial={"text": self.text})
-        # A segment that was cut short ("length") is not hidden by the stop of the next one.
-        if self._reason.get("finish_reason", "stop") == "stop":
-            self._reason = {name: extras[name] for name in ("finish_reason", "stop_reason") if name in extras}
-
-    def _keep(self, fields: Dict[str, Any], but: Tuple[str, ...]) -> None:
-        self._rest.update((name, value) for name, value in fields.items() if name not in but)
-
-
-def _string(value: Any, name: str, chunk: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ResponseDecodeError("transcription chunk: %s must be a string" % name, payload=chunk)
-    return value

@@ -5,7 +5,7 @@ import json
 from typing import Any, Dict, Generic, List, Optional, Sequence, Set, Type, TypeVar, Union
 
 from .chat import ChatAccumulator, normalise_chunk
-from .folding import index_of, is_finish, without_empty_ends
+from .folding import index_of, is_finish, joined, without_empty_ends
 from ..errors import IncompleteStreamError, error_from_payload, payload_error, undecodable
 from .body import decode
 from .records import (
@@ -235,33 +235,93 @@ class ResponsesReader:
 
 
 class TranscriptionReader:
-    """The events of ``transcription_stream``: deltas, then one ``transcript.text.done``.
+    """The events of ``transcription_stream``: ``transcript.text.delta``, then one ``transcript.text.done``.
+
+    They are made of vLLM's chunks (``choices[].delta.content``), or are those of a server that speaks OpenAI's way.
+    What else a chunk carries (``id``, ``model``, ``usage``, ``logprobs``, ...) stands on its delta event; the last
+    value of each field of the chunk stands on the done event.
 
     A finish reason ends one audio segment of 30 s, not the stream (audio_65s_stream). The end mark, the usage chunk, or
-    the done event of a server that speaks OpenAI's way does.
+    the done event of such a server does.
     """
 
     def __init__(self) -> None:
-        from .audio import TranscriptionEvents
-
         self.finished = False
-        self._events = TranscriptionEvents()
+        self._deltas: List[str] = []
+        self._done: List[str] = []  # texts of the server's own done events
+        self._rest: Dict[str, Any] = {}
+        self._reason: Dict[str, Any] = {}
+        self._closed = False
 
     def feed(self, event: Event) -> Sequence[TranscriptionEvent]:
         """Return the events that go out now; raise an error that the server reports inside the stream."""
         if not event.data:
             return ()
-        items = [TranscriptionEvent(item) for item in self._events.feed(payload_of(event))]
-        self.finished = self._events.ended
-        return items
+        chunk = payload_of(event)
+        kind = chunk.get("type")
+        if not isinstance(kind, str) or not kind.startswith("transcript."):
+            return self._chunk(chunk, event.data)
+        if kind == "transcript.text.done":
+            self._done.append(_string(chunk, "text", event.data))
+            self._rest.update(_without(chunk, "type", "text"))
+            self.finished = True
+            return ()
+        if kind == "transcript.text.delta":
+            self._deltas.append(_string(chunk, "delta", event.data))
+        return (TranscriptionEvent(chunk),)
 
     def finish(self) -> Sequence[TranscriptionEvent]:
-        """Return the closing event."""
-        return [TranscriptionEvent(item) for item in self._events.finish()]
+        """Return the closing event, once."""
+        if self._closed:
+            return ()
+        self._closed = True
+        text = self._done[0] if len(self._done) == 1 and self._done[0] else self.partial().text
+        return (TranscriptionEvent({**self._rest, **self._reason, "type": "transcript.text.done", "text": text}),)
 
     def partial(self) -> Transcription:
         """Return the text that has arrived so far as a transcription."""
-        return Transcription(text=self._events.text)
+        return Transcription(text=joined(self._deltas) or joined(self._done))
+
+    def _chunk(self, chunk: Dict[str, Any], text: str) -> Sequence[TranscriptionEvent]:
+        choices = chunk.get("choices") or ()
+        fields = _without(chunk, "object", "choices", "type")
+        self._rest.update(fields)
+        self.finished = self.finished or bool(not choices and chunk.get("usage"))
+        events = []
+        for choice in choices:
+            delta = (choice.get("delta") or {}) if isinstance(choice, dict) else None
+            if not isinstance(delta, dict):
+                raise undecodable("a choice of a transcription, or its delta, is no object", text)
+            content = _string(delta, "content", text)
+            extras = {**_without(choice, "delta", "index"), **_without(delta, "content")}
+            without_empty_ends(extras)
+            self._deltas.append(content)
+            self._note_end(extras)
+            if content:
+                event = {**fields, **extras, "type": "transcript.text.delta", "delta": content}
+                events.append(TranscriptionEvent(event))
+            else:
+                self._rest.update(_without(extras, "finish_reason", "stop_reason", "role"))
+        return events
+
+    def _note_end(self, choice: Dict[str, Any]) -> None:
+        reason = choice.get("finish_reason")
+        if reason in ("abort", "error"):
+            raise aborted(choice, choice, self.partial())
+        # A segment that was cut short ("length") is not hidden by the stop of the next one.
+        if is_finish(reason) and self._reason.get("finish_reason", "stop") == "stop":
+            self._reason = {name: choice[name] for name in ("finish_reason", "stop_reason") if name in choice}
+
+
+def _without(fields: Dict[str, Any], *names: str) -> Dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def _string(fields: Dict[str, Any], name: str, text: str) -> str:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise undecodable("the %s of a transcription is no string" % name, text)
+    return value or ""
 
 
 class Tally:
