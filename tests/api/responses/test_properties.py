@@ -17,20 +17,17 @@ CASES = hypothesis.settings(
     max_examples=200 if os.environ.get("VLLM_BRIDGE_LONG") else 30, deadline=None, derandomize=True, database=None,
 )
 
-CONTEXT = to_chat(
-    {
-        "input": "x",
-        "tools": [
-            {"type": "function", "name": "f", "parameters": {}},
-            {"type": "custom", "name": "shell"},
-            {"type": "namespace", "name": "crm", "description": "d", "tools": [{"type": "function", "name": "find"}]},
-        ],
-    }
-)[1]
+TOOLS = [
+    {"type": "function", "name": "f", "parameters": {}},
+    {"type": "custom", "name": "shell"},
+    {"type": "namespace", "name": "crm", "description": "d", "tools": [{"type": "function", "name": "find"}]},
+]
+CONTEXT = to_chat({"input": "x", "tools": TOOLS})[1]
+CLIENTS = to_chat({"input": "x", "tools": [*TOOLS, {"type": "local_shell"}], "include": ["reasoning.content"]})[1]
 
 texts = st.sampled_from(["", "a", "é", "\n", "Hello ", "{"]) | st.none()
-names = st.sampled_from(["f", "shell", "crm__find", "", None])
-arguments = st.sampled_from(["", "{", "}", '{"input": "ls"}', "{}", '"', None])
+names = st.sampled_from(["f", "shell", "crm__find", "local_shell", "", None])
+arguments = st.sampled_from(["", "{", "}", '{"input": "ls"}', '{"command": ["ls"]}', "{}", '"', None])
 call_ids = st.sampled_from(["c1", "c2", "c3", "", None])
 finishes = st.sampled_from([None, "", "stop", "tool_calls", "length", "content_filter", "abort", "odd"])
 usages = st.none() | st.fixed_dictionaries(
@@ -101,8 +98,26 @@ def ordered_stream(draw):
             parts = draw(st.lists(fragments(st.integers(0, number)), min_size=1, max_size=3))
             parts[0]["index"] = number
             deltas += [{"tool_calls": [part]} for part in parts]
-        made += draw(chunks_of(deltas, index))
+        chunks = draw(chunks_of(deltas, index))
+        if draw(st.booleans()):
+            logprobs = draw(st.booleans())
+            for chunk in chunks:
+                adorn(draw, chunk, logprobs)
+        made += chunks
     return made
+
+
+def adorn(draw, chunk, logprobs):
+    """Put on a chunk what vLLM may send beside the deltas."""
+    (choice,) = chunk["choices"]
+    delta = choice["delta"]
+    spelled = "<call>" if "tool_calls" in delta else delta.get("reasoning") or delta.get("content") or ""
+    tokens = [{"token": one, "logprob": -1.0, "bytes": draw(st.sampled_from([None, [1]]))} for one in spelled]
+    choice["logprobs"] = {"content": tokens} if logprobs and (tokens or draw(st.booleans())) else None
+    choice["token_ids"] = draw(st.sampled_from([None, [], [1, 2]]))
+    choice["stop_reason"] = draw(st.sampled_from([None, "", 7, "x"]))
+    delta.update(draw(st.sampled_from([{}, {"mood": "o"}, {"mood": None}, {"mark": {"a": [1], "b": 2}}])))
+    chunk.update(draw(st.sampled_from([{}, {"system_fingerprint": "f"}, {"service_tier": "flex"}, {"prompt_token_ids": [1]}])))
 
 
 def check_grammar(events):
@@ -208,11 +223,13 @@ def test_any_stream_keeps_to_the_grammar(chunks, end):
 
 
 @CASES
-@hypothesis.given(ordered_stream())
-def test_a_stream_in_vllms_order_gives_exactly_the_response_of_its_completion(chunks):
-    events = list(iter_events(chunks, CONTEXT))
+@hypothesis.given(ordered_stream(), st.sampled_from([CONTEXT, CLIENTS]))
+def test_a_stream_in_vllms_order_gives_exactly_the_response_of_its_completion(chunks, context):
+    events = list(iter_events(chunks, context))
     check_grammar(events)
-    assert events[-1]["response"] == from_chat(folded(chunks), CONTEXT)
+    for event in events:
+        check_event(event)
+    assert events[-1]["response"] == from_chat(folded(chunks), context)
 
 
 @CASES

@@ -3,7 +3,7 @@
 from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 from ...errors import BridgeError, IncompleteStreamError, RequestCancelledError, payload_error
-from ..folding import index_of, is_finish, joined, objects
+from ..folding import index_of, joined, objects
 from ..tool_calls import arguments_text
 from .client_tools import CLIENT_TOOLS
 from .output import PARTS, CallDraft, CallIds, ChoiceDraft, ItemDraft, annotations_of, logprobs_of, part_of, text_of
@@ -100,13 +100,15 @@ class ResponseEvents:
     def feed(self, chunk: Json) -> List[Json]:
         """Return the events of one chat chunk; one that is an error fails the Response."""
         item = self._text
-        if item is not None and chunk.keys() <= _PLAIN_CHUNK:
-            text = _plain_text(chunk)
-            if text:
-                self._out = []
-                item.pieces.append(text)
-                self._emit("response.output_text.delta", **item.where(), delta=text, logprobs=[])
-                return self._out
+        text = "" if item is None else _plain_text(chunk)
+        if item is not None and text:
+            item.pieces.append(text)
+            number = self._number
+            self._number = number + 1
+            return [{
+                "type": "response.output_text.delta", "sequence_number": number, **item.at, "delta": text,
+                "logprobs": [],
+            }]
         if self._over:
             return []
         if "error" in chunk or "choices" not in chunk:
@@ -124,7 +126,7 @@ class ResponseEvents:
             self._usage = chunk["usage"]
         if isinstance(chunk.get("service_tier"), str):
             self._head["service_tier"] = chunk["service_tier"]
-        if len(chunk) > len(_PLAIN_CHUNK):
+        if not chunk.keys() <= CHAT_FIELDS:
             self._extra.update(kept(chunk, CHAT_FIELDS))
         for choice in objects(chunk.get("choices")):
             index = index_of(choice)
@@ -215,7 +217,7 @@ class ResponseEvents:
             item.part = part
             self._emit(PARTS[part].part_event + ".added", **item.where(), part=part_of(part, ""))
             if part == "output_text" and self._choice.index == 0:
-                self._text = item
+                self._text, item.at = item, item.where()
         return item
 
     def _end_part(self, item: ItemDraft, at_end: bool) -> None:
@@ -338,16 +340,18 @@ class ResponseEvents:
         self._number += 1
 
 
-def _plain_text(chunk: Json) -> Optional[str]:
-    """Return the text of a chunk that brings nothing else for the first choice."""
+def _plain_text(chunk: Json) -> str:
+    """Return the text of a chunk that brings nothing else, for the first choice; ``""`` of any other chunk."""
     choices = chunk.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        return None
+        return ""
     choice = choices[0]
     delta = choice.get("delta")
-    if not isinstance(delta, dict) or len(delta) != 1 or choice.get("index") or not choice.keys() <= _PLAIN_CHOICE:
-        return None
-    if is_finish(choice.get("finish_reason")) or choice.get("logprobs") or choice.get("token_ids"):
-        return None
+    if not isinstance(delta, dict) or len(delta) != 1 or choice.get("index") or choice.get("finish_reason"):
+        return ""
+    if choice.get("logprobs") or choice.get("token_ids"):
+        return ""
     text = delta.get("content")
-    return text if isinstance(text, str) else None
+    if isinstance(text, str) and chunk.keys() <= _PLAIN_CHUNK and choice.keys() <= _PLAIN_CHOICE:
+        return text
+    return ""

@@ -165,6 +165,7 @@ class ItemDraft:
         self.part = ""
         self.pieces: List[str] = []
         self.annotations: List[Json] = []
+        self.at: Json = {}  # `where`, as long as a text is open
         self._context = context
         self._parts: List[Json] = []
 
