@@ -56,6 +56,8 @@ def test_replayed_reasoning_has_both_names(message, sent):
 def test_reasoning_alone_and_in_a_tuple():
     sent = prepare({"messages": tuple({"role": "assistant", name: "r"} for name in ("reasoning", "reasoning_content"))})
     assert sent["messages"] == [{"role": "assistant", "reasoning": "r", "reasoning_content": "r"}] * 2
+    sent = prepare({"messages": [{"role": "assistant", "reasoning_content": "r"}] * 2})
+    assert sent["messages"] == [{"role": "assistant", "reasoning": "r", "reasoning_content": "r"}] * 2
 
 
 @pytest.mark.parametrize("arguments", ["", " \n", None])
