@@ -117,7 +117,8 @@ def adorn(draw, chunk, logprobs):
     choice["token_ids"] = draw(st.sampled_from([None, [], [1, 2]]))
     choice["stop_reason"] = draw(st.sampled_from([None, "", 7, "x"]))
     delta.update(draw(st.sampled_from([{}, {"mood": "o"}, {"mood": None}, {"mark": {"a": [1], "b": 2}}])))
-    chunk.update(draw(st.sampled_from([{}, {"system_fingerprint": "f"}, {"service_tier": "flex"}, {"prompt_token_ids": [1]}])))
+    beside = [{}, {"system_fingerprint": "f"}, {"service_tier": "flex"}, {"prompt_token_ids": [1]}]
+    chunk.update(draw(st.sampled_from(beside)))
 
 
 def check_grammar(events):
