@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from certificates import needs_openssl, tls
 from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, completion, delta, event, nobody
 from vllm_bridge import (
     APIConnectionError,
@@ -161,6 +162,25 @@ def test_a_server_that_is_down_is_left_for_another_and_cools_off(monkeypatch):
             attempts.append(trace.attempts)
         assert attempts.count(2) <= 1
         assert len(provider.cooling()) == attempts.count(2)
+
+
+@needs_openssl
+def test_a_handshake_that_fails_is_failed_over_and_not_tried_again(authority):
+    _, context = authority
+    busy = ["request", status(429, "Retry-After: 70\r\n"), "again"]
+    with Scripted([("tls", context), "hold"]) as stranger, Scripted(GOOD) as good, Scripted(busy) as full:
+        with provider_for(tls(stranger), good.url) as provider:
+            assert [text_of(provider) for _ in range(8)] == ["good"] * 8
+            assert stranger.connections <= 1 and len(provider.cooling()) == stranger.connections
+        with provider_for(tls(stranger), full.url) as provider:
+            for _ in range(4):
+                with pytest.raises(RateLimitError):
+                    text_of(provider)
+        before = stranger.connections
+        with provider_for(tls(stranger), tls(stranger)) as provider:
+            with pytest.raises(APIConnectionError, match="TLS") as caught:
+                text_of(provider)
+        assert caught.value.code == "tls_error" and stranger.connections == before + 1
 
 
 def test_two_keys_of_one_dead_server_are_not_tried_in_a_hurry():

@@ -6,7 +6,7 @@ can be of interest go out as they came; any other is read like a chunk.
 
 import json
 import re
-from typing import Iterator, List, Optional
+from typing import List, Optional
 
 from .chat import normalise_chunk
 from .decoding import Ends, Tally, aborted, payload_of
@@ -41,6 +41,7 @@ class Forwarding:
     def __init__(self, choices: int, usage: bool, tally: Tally) -> None:
         self.finished = False  # all choices have come to their end
         self.ended = False  # [DONE] has come
+        self.failure: Optional[BridgeError] = None
         self.events = 0  # how many have come
         self._ends = Ends(choices)
         self._usage = usage
@@ -49,19 +50,21 @@ class Forwarding:
         self._decoder = EventDecoder()
         self._decodes = False  # from the first CR on the decoder alone says where an event ends
 
-    def feed(self, block: bytes) -> Iterator[bytes]:
-        """Yield what a block completes, all at once as a rule; raise the error that an event carries."""
-        if not self._decodes:
-            self._decodes = b"\r" in block
-            block = bytes(self._held) + block if self._decodes else self._whole(block)
-        end = 0 if self._decodes else plain(block)
-        if end:
+    def feed(self, block: bytes) -> bytes:
+        """Return what a block completes; an error that an event carries is put into `failure`, to be raised then."""
+        events = 0 if self._held or self._decodes else plain(block)
+        if events:
+            self.events += events
+            return block
+        end = 0
+        self._decodes = self._decodes or b"\r" in block
+        if self._decodes:
+            block, self._held = bytes(self._held) + block, bytearray()
+        else:
+            block = self._whole(block)
+            end = _clear(block)
             self.events += block.count(b"\n\n", 0, end)
-            if end == len(block):
-                yield block
-                return
         out: List[bytes] = [block[:end]]
-        failure: Optional[BridgeError] = None
         try:
             for event in self._decoder.feed(block[end:], comments=True):
                 if type(event) is bytes:
@@ -72,12 +75,8 @@ class Forwarding:
                     break
                 self.events += 1
         except BridgeError as error:
-            failure = error
-        block = b"".join(out)
-        if block:
-            yield block
-        if failure is not None:
-            raise failure
+            self.failure = error
+        return b"".join(out)
 
     def finish(self) -> bytes:
         """Return the end mark."""
@@ -150,26 +149,29 @@ class Forwarding:
 
 
 def plain(block: bytes) -> int:
-    """Return how many bytes of a block of whole events may go on unread.
+    """Return how many events a block is if each is one line with one choice that goes on, which needs no look."""
+    count, find = block.count, block.find
+    lines = count(b"\n")
+    events = lines // 2
+    alike = (
+        block.startswith(b"data: {")
+        and block.endswith(b"}\n\n")
+        and count(b'"finish_reason":null') == events
+        and count(b'"finish_reason"') == events
+        and count(b'"choices":[{') == events
+        and (lines == 2 or count(b"}\n\ndata: {") * 2 == lines - 2)
+        and find(b'"usage"') < 0
+        and find(b'"error"') < 0
+        and find(b'"reasoning') < 0
+    )
+    return events if alike else 0
 
-    They are those before the first event that needs a look, if each of them is one line with one choice that goes on.
-    """
+
+def _clear(block: bytes) -> int:
+    """Return how many events a block is if each is one line with one choice that goes on; those need no look."""
     end = block.rfind(b"\n\n") + 2
     for mark in _MARKS:
         at = block.find(mark, 0, end)
         if at >= 0:
             end = block.rfind(b"\n\n", 0, at) + 2
-    if end < 2:
-        return 0
-    count = block.count
-    events = count(b"\n\n", 0, end)
-    alike = (
-        block.startswith(b"data: {")
-        and count(b"}\n\ndata: {", 0, end) == events - 1
-        and block.startswith(b"}", end - 3)
-        and count(b"\n", 0, end) == 2 * events
-        and count(b'"choices":[{', 0, end) == events
-        and count(b'"finish_reason"', 0, end) == events
-        and count(b'"finish_reason":null', 0, end) == events
-    )
-    return end if alike else 0
+    return end if end > 1 and plain(block[:end]) else 0

@@ -39,6 +39,7 @@ Item_co = TypeVar("Item_co", covariant=True)
 # end mark follow at once, where there are any.
 GRACE = 2.0
 KEEP_ALIVE = b": keep-alive\n\n"  # as vLLM writes it with --sse-keep-alive-interval
+_BLANK = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _NO_STREAM = 1024 * 1024, 5.0  # bytes and seconds that are read of a JSON body where a stream should be
 _QUOTED = 65536, 0.2  # and of anything else
 
@@ -235,19 +236,21 @@ def _handed_on(
     source: Source, reader: Forwarding, blocks: "_Blocks", progress: Progress
 ) -> Generator[bytes, None, bool]:
     """The same for events that are handed on as bytes: what one block completes is one item."""
+    events = 0
     for block in blocks.read():
-        before = reader.events
-        for out in reader.feed(block):
-            if reader.events > before or reader.ended:
-                progress.begun = True
-            elif not blocks.comment():
-                continue
-            if reader.ended:
-                source.finish()
+        out = reader.feed(block)
+        if reader.events > events or reader.ended:
+            progress.events = events = reader.events
+            progress.begun = blocks.seen = True
+            blocks.since = None
+        elif out and not blocks.comment():
+            continue
+        if reader.ended:
+            source.finish()
+        if out:
             yield out
-        if reader.events > before:
-            progress.events = reader.events
-            blocks.event()
+        if reader.failure is not None:
+            raise reader.failure
         if reader.ended:
             return True
     if not reader.finished:
@@ -286,43 +289,39 @@ class _Blocks:
 
     def read(self) -> Iterator[bytes]:
         """Yield the blocks, and between two events, after a silence, comments of our own."""
+        source, reader, limits = self._source, self._reader, self._limits
         between = True
         if self._first:
             yield self._first
         while True:
-            ours = self._limits.keep_alive if between and not self._reader.finished else None
-            limit = self._left()
+            limit = limits.grace if reader.finished else limits.idle if self.seen else limits.first
+            now = time.monotonic()
+            if self.since is None:
+                self.since = now  # what the caller does between two items is no silence of the server
+            elif limit is not None:
+                limit = self.since + limit - now
+            ours = limits.keep_alive if between and not reader.finished else None
+            commented = ours is not None and 0 < ours < (ours + 1 if limit is None else limit)
             try:
                 if limit is not None and limit <= 0:
                     raise self._silent()
-                self._set_timeout(ours if ours and (limit is None or ours < limit) else limit)
-                block = self._source.read()
-            except APITimeoutError as error:
-                if self._reader.finished:
+                self._set_timeout(ours if commented else limit)
+                block = source.read()
+            except APIConnectionError as error:
+                if reader.finished:
                     return
-                if error.code is not None or not ours or (limit is not None and limit <= ours):
-                    raise (self._silent() if error.code is None else error) from None
+                if not isinstance(error, APITimeoutError) or error.code is not None:
+                    raise
+                if not commented:
+                    raise self._silent() from None
                 since = self.since
                 yield KEEP_ALIVE
                 self.since = since  # it is no sign of life of the server
                 continue
-            except APIConnectionError:
-                if self._reader.finished:
-                    return
-                raise
             if not block:
                 return
-            between = block.endswith((b"\n\n", b"\r\n\r\n", b"\r\r"))
+            between = block.endswith(_BLANK)
             yield block
-
-    def _left(self) -> Optional[float]:
-        """Return the seconds that are left of the limit that counts now."""
-        limits = self._limits
-        limit = limits.grace if self._reader.finished else limits.idle if self.seen else limits.first
-        now = time.monotonic()
-        if self.since is None:
-            self.since = now  # what the caller does between two items is no silence of the server
-        return None if limit is None else limit if self.since == now else self.since + limit - now
 
     def _set_timeout(self, seconds: Optional[float]) -> None:
         if seconds != self._on_socket:
