@@ -8,6 +8,7 @@ import pty
 import re
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -772,12 +773,18 @@ def test_ctrl_c_stops_the_generation(echo: EchoServer) -> None:
         assert "Traceback" not in read_until("\n")
 
 
-def test_ctrl_c_before_the_first_byte(echo: EchoServer) -> None:
-    with at_terminal(echo, "embed", "-m", "echo", "!stall 600 x") as (process, read_until, type_in):
-        until(lambda: any(request.method == "POST" for request in echo.requests))
-        time.sleep(0.1)
-        type_in("\x03")
-        assert process.wait(LONG) == 130
+@pytest.mark.parametrize("argv", [
+    ["chat", "!stall 600 x"], ["chat", "--json", "!stall 600 x"], ["complete", "!stall 600 x"],
+    ["responses", "!stall 600 x"], ["embed", "!stall 600 x"], ["rerank", "!stall 600 x", "y"], ["check"],
+])
+def test_ctrl_c_before_the_first_byte(argv: List[str], echo: EchoServer) -> None:
+    if argv == ["check"]:
+        echo.script("", "!stall 600")  # the first one meets the list of models
+    process = program(echo, argv[0], "-m", "echo", *argv[1:], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                      stderr=subprocess.PIPE)
+    until(lambda: any(request.method == "POST" for request in echo.requests))
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=LONG)[1] == b"" and process.returncode == 130
 
 
 def test_a_conversation_at_a_terminal(echo: EchoServer) -> None:

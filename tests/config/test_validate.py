@@ -190,7 +190,20 @@ def test_bad_headers(headers, start):
     assert "s3cret" not in text
 
 
+@pytest.mark.parametrize("name", (
+    "Connection Content-Length Expect Keep-Alive Proxy-Connection TE Trailer Transfer-Encoding Upgrade"
+).split())
+def test_what_frames_the_message_is_not_the_callers(name):
+    assert "is set by the connection itself" in message(check_headers, {name: "x"}, "headers")
+
+
+def test_a_login_at_a_proxy_may_be_given():
+    given_headers = {"Proxy-Authorization": "Basic x", "Proxy-Authenticate": "x", "Te-X": "y"}
+    assert check_headers(given_headers, "headers") == given_headers
+
+
 def test_headers_may_come_from_the_environment():
+    assert "12345" not in message(check_headers, {"X-A": 12345}, "headers", {})
     assert check_headers({"X-A": "env.A"}, "headers", {"A": "1\n"}) == {"X-A": "1"}
     assert check_headers({"X-A": "env.A"}, "headers") == {"X-A": "env.A"}
     text = message(check_headers, {"X-A": "env.A"}, "headers", {})
