@@ -12,7 +12,7 @@ import pytest
 import wire
 from vllm_bridge.api import audio as transcription
 from vllm_bridge.errors import BadRequestError, ResponseDecodeError
-from vllm_bridge.http1.formdata import Part
+from vllm_bridge.http1.multipart import Part
 
 WAV = b"RIFF\x24\x00\x00\x00WAVEfmt " + b"\x00" * 20
 

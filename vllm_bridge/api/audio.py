@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from ..errors import BadRequestError, ResponseDecodeError, is_html, undecodable
-from ..http1.formdata import Part
-from ..http1.multipart import FilePart, MultipartBody
+
+from ..http1.multipart import FilePart, MultipartBody, Part
 
 __all__ = ["fields", "form", "from_form", "guess_name", "result"]
 

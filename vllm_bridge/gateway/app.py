@@ -21,7 +21,7 @@ from ..errors import (
     error_to_payload,
     http_status,
 )
-from ..http1.formdata import MultipartReader
+from ..http1.multipart import MultipartReader
 from ..api.body import read_object, replaced, stands_once
 from ..provider import BaseOpenAIProvider
 from ..version import __version__

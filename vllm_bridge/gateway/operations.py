@@ -4,7 +4,7 @@ import re
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from ..errors import BadRequestError, error_from_payload
-from ..http1.formdata import CONTROLS
+from ..http1.multipart import CONTROLS
 from ..api.forwarding import DONE, Tally
 from ..provider import BaseOpenAIProvider
 from ..client.reply import Reply

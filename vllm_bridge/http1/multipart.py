@@ -1,6 +1,7 @@
-"""multipart/form-data, sending: a request body that is read while it is sent (RFC 7578; `formdata` receives).
+"""multipart/form-data, sent and received (RFC 7578, RFC 2046); no file is held in memory.
 
-Names and file names are escaped as the WHATWG's form encoding does it. No file is held in memory.
+What is sent is read while it goes out, names escaped as the WHATWG's form encoding does it. What is received is fed as
+it arrives, strictly where servers differ: line ends are CRLF, headers are UTF-8 and not folded, none comes twice.
 """
 
 import copy
@@ -9,10 +10,11 @@ import io
 import os
 import re
 import tempfile
-from typing import IO, Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import IO, Any, Callable, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from urllib.parse import unquote
 
 from ..errors import BadRequestError
-from .formdata import CONTROLS, TOKEN, MultipartReader, Part
+from .head import TOKEN
 
 __all__ = ["FilePart", "MultipartBody", "MultipartReader", "Part"]
 
@@ -23,18 +25,12 @@ _HEAD = 16  # bytes shown to FilePart.guess
 # What readers raise that cannot seek, or not as files do: pipes, streams of frameworks, a `seek` of one argument.
 _NO_SEEK = (AttributeError, OSError, NotImplementedError, TypeError, ValueError)
 
+CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSAFE = r'[\x00-\x08\x0a-\x1f\x7f"\\]'
 
 
-# ---------------------------------------------------------------- sending
-
-
 class FilePart(NamedTuple):
-    """One file of a form: bytes, or a binary file object.
-
-    `guess` names a file that has no name: it is shown the first 16 bytes and returns
-    ``(filename, content_type)``.
-    """
+    """One file of a form. `guess` names one without a name: its first 16 bytes → ``(filename, content_type)``."""
 
     name: str
     content: Union[bytes, IO[bytes]]
@@ -61,17 +57,16 @@ class MultipartBody:
         self._own: Optional[IO[bytes]] = None
         self._file: Optional[IO[bytes]] = None
         self._name = ""
-        self._middle = b""  # the file, where it was given as bytes
         self._line = b"--" + self.boundary.encode("ascii")
         self._file_head = b""
         self._tail = self._line + b"--\r\n"
         self._size = 0
-        if file_part is not None:
-            self._size = self._take(file_part)
-            self._tail = b"\r\n" + self._tail
         try:
             if file_part is not None:
-                self._file_head = self._line + b"\r\n" + _file_headers(file_part, self._peek(self._size)) + b"\r\n"
+                self._size = self._take(file_part)
+                headers = _file_headers(file_part, self._read_file(0, min(self._size, _HEAD)))
+                self._file_head = self._line + b"\r\n" + headers + b"\r\n"
+                self._tail = b"\r\n" + self._tail
             self._begin(list(fields))
         except BaseException:
             self.close()
@@ -130,11 +125,8 @@ class MultipartBody:
             self._own.close()
 
     def _take(self, part: FilePart) -> int:
-        content = part.content
+        content = io.BytesIO(part.content) if isinstance(part.content, bytes) else part.content
         self._name = part.name
-        if isinstance(content, bytes):
-            self._middle = content
-            return len(content)
         if getattr(content, "closed", False):
             raise BadRequestError("file is closed", param=part.name)
         if isinstance(content, io.TextIOBase):
@@ -154,26 +146,16 @@ class MultipartBody:
         except _NO_SEEK:
             pass  # from where it stands
         self._file = self._own = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
-        try:
-            for block in iter(lambda: self._checked(content.read(_BLOCK)), b""):
-                self._file.write(block)
-        except BaseException:
-            self.close()
-            raise
+        for block in iter(lambda: self._checked(content.read(_BLOCK)), b""):
+            self._file.write(block)
         return self._file.tell()
 
-    def _peek(self, size: int) -> bytes:
-        return self._read_file(0, min(size, _HEAD)) if size else b""
-
     def _read_file(self, offset: int, size: int) -> bytes:
-        if self._file is None:
-            return self._middle[offset:offset + size]
-        if not size:
-            return b""
+        assert self._file is not None
         if self._file.tell() != offset:
             self._file.seek(offset)
-        data = self._checked(self._file.read(size))
-        if not data:
+        data = self._checked(self._file.read(size))[:size]
+        if size and not data:
             # Less than Content-Length promised: the server would wait for the rest until its timeout.
             raise BadRequestError("file became shorter while it was sent", param=self._name)
         return data
@@ -212,5 +194,227 @@ def _encoded(text: str, name: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         shown = name.encode("ascii", "backslashreplace").decode("ascii")
-        raise BadRequestError("%s is not text that UTF-8 can carry (character %d)" % (shown, error.start),
-                              param=shown) from None
+        problem = "%s is not text that UTF-8 can carry (character %d)" % (shown, error.start)
+        raise BadRequestError(problem, param=shown) from None
+
+
+# ---------------------------------------------------------------- receiving
+
+# Compiled when the first form comes: every program that imports the library would pay for them at its start.
+_PARAMETER = r';[ \t]*(%s)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;" \t]+)[ \t]*' % TOKEN
+_BOUNDARY = r"[\x20-\x7e]{0,69}[\x21-\x7e]"
+
+
+class Part(NamedTuple):
+    """One part of a received form; ``value`` is bytes, or the spooled file where ``filename`` is not ``None``."""
+
+    name: str
+    filename: Optional[str]
+    content_type: Optional[str]
+    value: Any
+
+    def text(self) -> str:
+        """Return the value of a field as text; raises ``BadRequestError`` where it is not UTF-8."""
+        try:
+            return str(self.value.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise BadRequestError("form field %.100r is not UTF-8" % self.name, param=self.name) from None
+
+
+class MultipartReader:
+    """Read a form from blocks of bytes, cut anywhere, in bounded memory.
+
+    `max_fields` bounds the number of parts, `max_files` how many of them are files, `max_header_bytes` the headers of
+    one part, `max_field_bytes` all fields together with all headers. `spool` makes the file that a file part is
+    written to. Everything malformed is a ``BadRequestError`` of `feed` or `finish`, which closes the files.
+    """
+
+    def __init__(
+        self, content_type: str, *, spool: Callable[[], IO[bytes]], max_fields: int = 1000, max_files: int = 8,
+        max_field_bytes: int = 1024 * 1024, max_header_bytes: int = 16 * 1024,
+    ) -> None:
+        self._delimiter = b"\r\n--" + _boundary(content_type)
+        self._spool = spool
+        self._max_fields = max_fields
+        self._max_files = max_files
+        self._max_field_bytes = max_field_bytes
+        self._max_header_bytes = max_header_bytes
+        self._buffer = bytearray(b"\r\n")  # the first delimiter has no line end before it where there is no preamble
+        self._reading = self._parts_in_turn()
+        self._done = False
+        self._held = 0
+        self._parts: List[Part] = []
+        self._value = bytearray()
+        self._files: List[IO[bytes]] = []
+        self._error: Optional[BaseException] = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        if self._error is not None:
+            raise self._error
+        if self._done:
+            return
+        self._buffer += data
+        try:
+            next(self._reading)
+        except StopIteration:
+            self._done = True
+            self._buffer.clear()
+        except BaseException as error:
+            self._error = error
+            self.close()
+            raise
+
+    def finish(self) -> List[Part]:
+        """Return the parts in their order, files rewound; the caller closes those."""
+        if not self._done:
+            self._error = self._error or _malformed("it ends without its closing boundary")
+            self.close()
+            raise self._error
+        for file in self._files:
+            file.seek(0)
+        return self._parts
+
+    def close(self) -> None:
+        """Close every file written so far."""
+        for file in self._files:
+            file.close()
+
+    def _parts_in_turn(self) -> Iterator[None]:
+        """Read part after part from the buffer; stop where more bytes are needed."""
+        yield from self._until_boundary(lambda data: None)
+        while True:
+            yield from self._boundary_line()
+            if self._buffer.startswith(b"--"):
+                return
+            block = yield from self._headers()
+            if len(self._parts) >= self._max_fields:
+                raise _malformed("it has more than %d fields" % self._max_fields)
+            self._hold(len(block))
+            name, filename, content_type = _part_headers(block)
+            if filename is None:
+                self._value = bytearray()
+                yield from self._until_boundary(self._keep)
+                self._parts.append(Part(name, None, content_type, bytes(self._value)))
+            else:
+                if len(self._files) >= self._max_files:
+                    raise _malformed("it has more than %d files" % self._max_files)
+                file = self._spool()
+                self._files.append(file)
+                yield from self._until_boundary(file.write)
+                self._parts.append(Part(name, filename, content_type, file))
+
+    def _until_boundary(self, write: Callable[[bytes], Any]) -> Iterator[None]:
+        while True:
+            at = self._buffer.find(self._delimiter)
+            ready = at if at >= 0 else len(self._buffer) - len(self._delimiter) + 1
+            if ready > 0:
+                write(bytes(self._buffer[:ready]))
+                del self._buffer[:ready]
+            if at >= 0:
+                del self._buffer[:len(self._delimiter)]
+                return
+            yield
+
+    def _boundary_line(self) -> Iterator[None]:
+        """Read up to the line end behind a boundary, which stays: it may be half an empty block of headers."""
+        while not self._buffer.startswith(b"--"):
+            end = self._buffer.find(b"\r\n")
+            padding = bytes(self._buffer if end < 0 else self._buffer[:end])
+            if len(padding) > self._max_header_bytes:
+                raise _malformed("a boundary line is too long")
+            if padding.strip(b" \t") and (end >= 0 or (padding != b"-" and padding.rstrip(b"\r").strip(b" \t"))):
+                raise _malformed("a boundary is followed by something else than a line end")
+            if end >= 0:
+                del self._buffer[:end]
+                return
+            yield
+
+    def _headers(self) -> Generator[None, None, bytes]:
+        searched = 0
+        while True:
+            end = self._buffer.find(b"\r\n\r\n", searched)
+            size = (len(self._buffer) - 3 if end < 0 else end) - 2  # the line end before it does not count
+            if size > self._max_header_bytes:
+                raise _malformed("the headers of a part exceed %d bytes" % self._max_header_bytes)
+            if end >= 0:
+                block = bytes(self._buffer[2:end])
+                del self._buffer[:end + 4]
+                return block
+            searched = max(0, len(self._buffer) - 3)
+            yield
+
+    def _keep(self, data: bytes) -> None:
+        self._hold(len(data))
+        self._value += data
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > self._max_field_bytes:
+            raise _malformed("its fields exceed %d bytes together" % self._max_field_bytes)
+
+
+def _malformed(what: str) -> BadRequestError:
+    return BadRequestError("invalid multipart body: " + what)
+
+
+def _boundary(content_type: str) -> bytes:
+    kind, parameters = _parameters(content_type, "Content-Type")
+    if kind != "multipart/form-data":
+        raise BadRequestError("Content-Type must be multipart/form-data, got %.100r" % content_type)
+    boundary = parameters.get("boundary", "")
+    if not re.fullmatch(_BOUNDARY, boundary):
+        raise BadRequestError("Content-Type has no boundary, or one that is not 1 to 70 ASCII characters")
+    return boundary.encode("ascii")
+
+
+def _part_headers(block: bytes) -> Tuple[str, Optional[str], Optional[str]]:
+    """Return name, filename and content type of a part."""
+    try:
+        text = block.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _malformed("the headers of a part are not UTF-8") from None
+    headers: Dict[str, str] = {}
+    for line in text.split("\r\n"):
+        label, colon, value = line.partition(":")
+        if not colon or not re.fullmatch(TOKEN, label) or CONTROLS.search(value):
+            raise _malformed("bad header line %.100r" % line)
+        if label.lower() in headers:
+            raise _malformed("a part has two %.100s headers" % label)
+        headers[label.lower()] = value.strip(" \t")
+    kind, parameters = _parameters(headers.get("content-disposition", ""), "Content-Disposition")
+    if kind != "form-data" or "name" not in parameters:
+        raise _malformed("a part has no Content-Disposition: form-data with a name")
+    # Deprecated by RFC 7578, and read by no two servers in the same way.
+    encoding = headers.get("content-transfer-encoding", "binary").lower()
+    if encoding not in ("binary", "8bit", "7bit"):
+        raise _malformed("Content-Transfer-Encoding %.100r is not supported" % encoding)
+    return parameters["name"], _filename(parameters), headers.get("content-type")
+
+
+def _filename(parameters: Dict[str, str]) -> Optional[str]:
+    extended = parameters.get("filename*")  # RFC 5987, which older HTTP clients send
+    if extended is None or "filename" in parameters:
+        return parameters.get("filename")
+    charset, _, encoded = extended.partition("'")
+    try:
+        return unquote(encoded.partition("'")[2], {"utf-8": "utf-8"}[charset.lower()], "strict")
+    except (KeyError, ValueError):
+        raise _malformed("bad filename* %.100r" % extended) from None
+
+
+def _parameters(text: str, where: str) -> Tuple[str, Dict[str, str]]:
+    """Split ``kind; name=value; name="value"`` into the kind, in lower case, and its parameters."""
+    kind = text.partition(";")[0]
+    at, found, parameter = len(kind), {}, re.compile(_PARAMETER)
+    while text[at:].strip(" \t;"):
+        match = parameter.match(text, at)
+        if match is None or match.group(1).lower() in found:
+            raise BadRequestError("invalid %s header: %.200r" % (where, text))
+        value = match.group(2)
+        if value.startswith('"'):
+            # Browsers leave a backslash as it is, curl escapes quote and backslash with one.
+            value = re.sub(r'\\(["\\])', r"\1", value[1:-1])
+        found[match.group(1).lower()] = value
+        at = match.end()
+    return kind.strip(" \t").lower(), found
