@@ -7,6 +7,7 @@ request    read one request, head and body, and keep it in ``server.requests``
 head       read up to the end of the request's head only
 wait       until bytes are there to be read, without reading them
 sleep, s   for that long, or until the server is stopped
+until, f   until the function returns true
 hold       until the client closes its side (noted in ``server.ends`` as "eof" or "reset") or the server stops
 rst        close with a reset instead of an orderly end
 half       close the sending side
@@ -25,7 +26,7 @@ import socket
 import struct
 import threading
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 LINGER_RST = struct.pack("ii", 1, 0)
 
@@ -219,6 +220,11 @@ class Scripted:
 
     def _do_sleep(self, state: Dict[str, Any], seconds: float) -> None:
         self.stopping.wait(seconds)
+
+    def _do_until(self, state: Dict[str, Any], condition: Callable[[], Any]) -> None:
+        while not condition():
+            if self.stopping.wait(0.01):
+                raise _Gone
 
     def _do_hold(self, state: Dict[str, Any]) -> None:
         while True:
