@@ -284,7 +284,7 @@ def test_a_provider_goes_to_the_workers_of_a_pool(method: str) -> None:
                    "        print(json.dumps(pool.map(t.asked, [vllm] * 8)))\n" % (str(ROOT / "tests"), method))
         found = run(program, server.url)
         assert [text for text, _ in found] == ["You said: Hi"] * 8
-        teams = [request.headers.get("X-Team") for request in server.requests]
+        teams = [request.headers.get("x-team") for request in server.requests]
         assert teams[-9:] == ["search"] * 9
 
 
