@@ -116,8 +116,9 @@ class BaseOpenAIProvider:
         events. `deadline`: seconds for a call in all, retries included. ``None`` lifts these limits. `max_retries`.
         `headers`: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a
         `Trace` to fill in. `session`: a ``requests.Session`` to send by. For a gateway `client`, who must still be
-        there (a socket, or a function that says who has left), and `keep_alive_interval`: streams give comments, as
-        bytes; after so many seconds of silence one of our own, with 0 the server's alone.
+        there (a socket, or a function that says who has left), `keep_alive_interval`: streams give comments, as bytes;
+        after so many seconds of silence one of our own, with 0 the server's alone; and `direct`: what needs no proxy
+        goes past requests.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)

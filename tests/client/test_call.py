@@ -6,6 +6,9 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
+import socket
+import threading
 import time
 
 import pytest
@@ -24,6 +27,7 @@ from vllm_bridge import (
     NetworkConfig,
     ProviderConfig,
     RateLimitError,
+    RequestCancelledError,
     ResponseDecodeError,
     Trace,
     VLLMProvider,
@@ -127,6 +131,51 @@ def test_with_another_key_nobody_waits_for_retry_after():
                 start = time.monotonic()
                 assert text_of(provider) == "good"
                 assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("how", ["cancel", "socket", "function"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_pause_ends_when_nobody_waits_any_more(how, stream):
+    busy = ["request", status(429, "Retry-After: 30\r\n"), "again"]
+    ours, theirs = socket.socketpair()
+    with Scripted(busy) as server, provider_for(server.url) as provider, ours, theirs:
+        cancel = Cancellation()
+        options = {"cancel": cancel} if how == "cancel" else {
+            "client": theirs if how == "socket" else lambda: bool(server.log.count("send"))}
+        provider = provider.with_options(**options)
+
+        def leave():
+            server.until("send")
+            cancel.cancel()
+            ours.close()
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        start = time.monotonic()
+        with pytest.raises(RequestCancelledError):
+            provider.chat_completion_stream(**ASK) if stream else text_of(provider)
+        thread.join()
+        assert time.monotonic() - start < 15 and len(server.requests) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_what_a_signals_handler_raises_ends_a_pause():
+    class TimeIsUp(Exception):
+        pass
+
+    def handler(number, frame):
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with Scripted(["request", status(429, "Retry-After: 30\r\n"), "again"]) as server:
+            with provider_for(server.url) as provider:
+                signal.setitimer(signal.ITIMER_REAL, 0.3)
+                with pytest.raises(TimeIsUp):
+                    text_of(provider)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_deadline_that_ends_before_the_pause_raises_the_error_itself():
@@ -571,7 +620,7 @@ def test_what_fails_behind_a_comment_is_raised_by_the_stream(operation):
         assert not stream.begun
 
 
-@pytest.mark.parametrize("silence", ["head", "pause"])
+@pytest.mark.parametrize("silence", ["head", "event", "pause", "between"])
 def test_comments_of_our_own_fill_every_silence(silence):
     first = event(delta("a"))
     scripts = {
@@ -617,12 +666,12 @@ def test_a_provider_is_pickled_and_copied_with_its_settings():
         assert text_of(provider) == "good"
 
 
-@pytest.mark.skip("client/cancellation is being rewritten")
-def test_a_provider_that_can_be_cancelled_says_why_it_stays():
-    with VLLMProvider("http://127.0.0.1:1").with_options(cancel=Cancellation()) as provider:
-        for copied in (pickle.dumps, copy.deepcopy):
-            with pytest.raises(TypeError, match="Cancellation"):
-                copied(provider)
+def test_what_breaks_a_call_off_stays_in_its_process():
+    cancel = Cancellation()
+    with VLLMProvider("http://127.0.0.1:1").with_options(cancel=cancel, trace=Trace()) as provider:
+        other = pickle.loads(pickle.dumps(provider))
+        cancel.cancel()
+        assert not other._options.cancel.cancelled and other._options.trace.attempts == 0
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())

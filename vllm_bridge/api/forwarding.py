@@ -168,7 +168,7 @@ def plain(block: bytes) -> int:
 
 
 def _clear(block: bytes) -> int:
-    """Return how many events a block is if each is one line with one choice that goes on; those need no look."""
+    """Return how many bytes at the beginning of a block are plain events: those before the first with a mark."""
     end = block.rfind(b"\n\n") + 2
     for mark in _MARKS:
         at = block.find(mark, 0, end)

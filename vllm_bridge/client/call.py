@@ -21,7 +21,8 @@ from ..api.body import Written, decode, replaced, to_json
 from ..api.forwarding import Forwarding
 from ..config.redaction import Redaction
 from ..config.settings import Key, NetworkConfig, ProviderConfig
-from ..errors import BridgeError, payload_error
+from ..errors import BridgeError, RequestCancelledError, payload_error
+from ..http1.wait import has_left
 from ..version import USER_AGENT
 from .fleet import Fleet
 from .options import Options, Trace, joined
@@ -178,7 +179,7 @@ class Caller:
             headers[_REQUEST_ID] = "%032x" % random.getrandbits(128)
         return Call(
             method, "%s%s" % (key.url, path), headers, body, options.timeout, deadline, options.cancel, self._secrets,
-            options.client, options.session,
+            options.client, options.session, options.direct,
         )
 
     def _headers_for(self, key: Key) -> Dict[str, str]:
@@ -344,11 +345,15 @@ class _Opening(threading.Thread):
 
 
 def _paused(seconds: float, options: Options) -> Generator[bytes, None, None]:
-    """Wait before the next attempt, which itself tells whether anybody still wants it."""
+    """Wait before the next attempt; raise `RequestCancelledError` when nobody wants it any more."""
     now = time.monotonic()
     end, interval, cancel = now + seconds, options.keep_alive_interval, options.cancel
     comment = now + interval if interval else end
-    while now < end and (cancel is None or not cancel.cancelled):
+    while now < end:
+        if has_left(options.client):
+            raise RequestCancelledError("the client left")
+        if cancel is not None and cancel.why is not None:
+            raise RequestCancelledError(cancel.why)
         pause = min(end, comment) - now
         time.sleep(pause if cancel is None and options.client is None else min(pause, _MOMENT))
         now = time.monotonic()

@@ -52,9 +52,10 @@ class Trace(Tally):
 class Options:
     """Settings of a call that are no wire fields. Times are in seconds; `deadline` is the total time.
 
-    They are not changed once they are made: `changed` returns others. `client` is whose call it is, for as long as he
-    is there (see `http1.wait`). `keep_alive_interval` makes comments items of a stream, as bytes: the server's if it
-    is 0, else after so many seconds of silence our own as well.
+    They are not changed once they are made: `changed` returns others. For a gateway: `client` is whose call it is, for
+    as long as he is there (see `http1.wait`); with `direct` calls that need no proxy go past requests;
+    `keep_alive_interval` makes comments items of a stream, as bytes: the server's if it is 0, else after so many
+    seconds of silence our own as well.
     """
 
     deadline: Optional[float] = None
@@ -64,6 +65,7 @@ class Options:
     key_name: Optional[str] = None
     client: Client = None
     session: Any = None
+    direct: bool = False
     keep_alive_interval: Optional[float] = None
 
     def __init__(
@@ -141,5 +143,6 @@ _CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
     "key_name": _instance(str, "key_name"),
     "client": lambda value, options: value,
     "session": lambda value, options: value,
+    "direct": _instance(bool, "direct"),
     "keep_alive_interval": lambda value, options: number(value, "keep_alive_interval"),
 }

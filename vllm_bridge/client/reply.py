@@ -34,8 +34,8 @@ class Call(NamedTuple):
     """One request as the transport takes it.
 
     `timeout` is (connect, read) in seconds, `deadline` an instant of time.monotonic. `client` is who must still be
-    there while the transport waits (see `http1.wait`), `session` a caller's own. `secrets` are what no error may show,
-    beside the credentials among the headers.
+    there while the transport waits (see `http1.wait`), `session` a caller's own. With `direct` what
+    needs no proxy goes past requests. `secrets` are what no error may show, beside the credentials among the headers.
     """
 
     method: str
@@ -48,6 +48,7 @@ class Call(NamedTuple):
     secrets: Tuple[str, ...] = ()
     client: Client = None
     session: Any = None
+    direct: bool = False
 
     def __repr__(self) -> str:
         return "Call(%s %s)" % (self.method, self.url)  # the headers hold the key

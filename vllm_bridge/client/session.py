@@ -36,19 +36,16 @@ class Transport:
 
     With a call's own session its adapters, hooks, headers, cookies, auth, proxies and certificates are in
     use, and its pool; the read timeout then bounds each wait of urllib3's, and a deadline or a cancellation takes hold
-    between two of them. `direct` is for a gateway, where nobody can mount anything: what needs no proxy goes past
-    requests.
+    between two of them.
     """
 
     def __init__(
         self,
         network: NetworkConfig,
         proxy: ProxyConfig,
-        direct: bool = False,
     ) -> None:
         self._network = network
         self._proxy = proxy
-        self._direct = direct
         self._routes: Dict[Tuple[str, str], _Route] = {}
         self._verify = self._certificates()
         self._own: Tuple[int, OwnSession] = (os.getpid(), self._new_session())
@@ -132,7 +129,7 @@ class Transport:
         request.body = call.body
         if call.body is not None:
             headers["Content-Length"] = str(len(call.body))
-        if self._direct and not route.proxies and session.adapter.can_carry(request):
+        if call.direct and not route.proxies and session.adapter.can_carry(request):
             return session.adapter.carry(request)
         return session.send(
             request, stream=True, timeout=call.timeout, verify=self._verify, proxies=route.proxies,

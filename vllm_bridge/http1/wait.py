@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional, Union
 
 from ..errors import RequestCancelledError
 
-__all__ = ["Client", "readable", "writable"]
+__all__ = ["Client", "has_left", "readable", "writable"]
 
 Client = Union[None, socket.socket, Callable[[], bool]]
 
@@ -46,7 +46,7 @@ def _wait(sock: socket.socket, seconds: Optional[float], client: Client, writing
         longest = _SLICE if asked else _LONGEST
         if once(longest if left is None or left > longest else max(0.0, left)):
             return True
-        if asked and _has_left(client):
+        if asked and has_left(client):
             raise _left()
         if end is not None:
             left = end - time.monotonic()
@@ -84,10 +84,12 @@ def _selected(number: int, seconds: float, writing: bool) -> bool:
     return any(select.select(reads, writes, writes, seconds))  # Windows tells of a connect that failed in the third
 
 
-def _has_left(client: Client) -> bool:
+def has_left(client: Client) -> bool:
+    """Tell at once whether a client is no longer there."""
+    if client is None:
+        return False
     if callable(client):
         return client()
-    assert client is not None
     try:
         return not client.recv(1, socket.MSG_PEEK)
     except (BlockingIOError, InterruptedError):
