@@ -73,6 +73,8 @@ def test_which_errors_mean_that_base64_is_not_known(status: int, message: str, f
     error = error_from_payload({"error": {"message": message}}, status)
     for given in ("why base64 encoding is not supported", ["x", "why base64 encoding is not supported"]):
         assert embedding.falls_back(error, {**ASK, "input": given}) is falls_back
+    spoken = {"role": "user", "content": [{"type": "text", "text": "why base64 encoding is not supported"}]}
+    assert embedding.falls_back(error, {"model": "m", "messages": [spoken]}) is falls_back
 
 
 def test_a_field_that_is_named_as_the_fault() -> None:

@@ -8,7 +8,7 @@ import re
 import sys
 from array import array
 from math import isfinite
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 from ..errors import APIStatusError, error_from_payload, undecodable
 
@@ -35,7 +35,8 @@ def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
 # How servers say that they do not know the field, or this value of it: the place that pydantic names, in its forms
 # (vLLM 0.32: 'loc': 'body.encoding_format'), a line that begins with it, or words. A validation error may quote the
 # whole request, this field included, and "base64" may be said of an image.
-_UNKNOWN = re.compile(
+# Compiled when the first such error comes: that takes milliseconds.
+_UNKNOWN = (
     r"""\bloc\W{1,6}(body\W{1,6})?encoding_format\b
     | ^\W*(body\W)?encoding_format\b
     | (unknown|unexpected|unsupported|unrecogni[sz]ed|invalid|extra)\ (request\ |keyword\ |input\ )?
@@ -43,8 +44,7 @@ _UNKNOWN = re.compile(
     | encoding_format\W{1,3}(base64\W{1,3})?(is\ |are\ )?(not|un\w+|only|must|should)\b
     | base64\ ((encoding|format|embeddings?|output|vectors?)\ )?((is|are)\ )?(not\ |un)((currently|yet)\ )?
       (supported|implemented|available|allowed)
-    | should\ be\ ['"]float['"]""",
-    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+    | should\ be\ ['"]float['"]"""
 )
 
 
@@ -52,11 +52,20 @@ def falls_back(error: APIStatusError, body: Dict[str, Any]) -> bool:
     """Tell whether an error says that the server does not know base64; `body` is the request it refused."""
     if error.status_code not in (400, 422, 501):
         return False
-    message, given = error.message, body.get("input")
-    for text in given if isinstance(given, list) else [given]:
-        if isinstance(text, str) and len(text) > 14:  # quoted, it may say anything
+    message = error.message
+    for text in _texts([body.get("input"), body.get("messages")]):
+        if len(text) > 14:  # quoted, it may say anything
             message = message.replace(text, "")
-    return error.param == "encoding_format" or _UNKNOWN.search(message) is not None
+    flags = re.IGNORECASE | re.MULTILINE | re.VERBOSE
+    return error.param == "encoding_format" or re.search(_UNKNOWN, message, flags) is not None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def converted(payload: Dict[str, Any]) -> Dict[str, Any]:
