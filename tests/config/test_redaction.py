@@ -75,6 +75,8 @@ def test_a_secret_in_another_spelling(secret, shown):
 def test_a_short_key_is_a_word_of_its_own():
     assert masked("abc abcd xabc abc-1", ("abc",)) == "[api key] abcd xabc [api key]-1"
     assert masked("short", ("",)) == "short"
+    assert masked("xabcd-1234y xabcd123y", ("abcd-1234", "abcd123")) == "x[api key]y xabcd123y"
+    assert masked("xabcd1234y", ("abcd1234",)) == "x[api key]y"
 
 
 def test_the_longer_key_first():
@@ -122,6 +124,12 @@ def test_addresses_and_keys_of_a_configuration_go():
     for secret in ("gpu-1", "inner.example", "sk-one", "sk-two", "proxy:3128", "pass-word", "cf-", "dTpw"):
         assert secret not in clean
     assert masked(text, Redaction(CONFIG).secrets).startswith("http://gpu-1:8000/team/v1 ")
+
+
+def test_a_proxys_login_is_masked_as_it_is_sent():
+    config = CONFIG.replace(proxy_config={"type": "http", "url": "p:1", "username": "\u00fc", "password": "p\u00e4ss-word"})
+    sent = base64.b64encode("\u00fc:p\u00e4ss-word".encode()).decode()
+    assert Redaction(config).clean("Basic %s p\u00e4ss-word" % sent) == "Basic [api key] [api key]"
 
 
 def test_other_words_of_a_message_stay():

@@ -140,6 +140,20 @@ def test_bifrosts_other_settings_are_read_over():
     assert config.keys[0].model_name is None
 
 
+def test_each_of_bifrosts_other_settings_is_read_over():
+    # The fields of schemas.ProviderConfig, NetworkConfig and Key in Bifrost's core/schemas that mean nothing here.
+    others = {
+        "": "concurrency_and_buffer_size config_hash custom_provider_config description openai_config pricing_overrides "
+            "status store_raw_request_response",
+        "network_config": "allow_private_network beta_header_overrides enforce_http2",
+        "keys": "config_hash created_at description status updated_at use_for_batch_api",
+    }
+    found = {place: dict.fromkeys(names.split(), 1) for place, names in others.items()}
+    server = {"vllm_key_config": {"use_anthropic_endpoint": True, "use_anthropic_endpoints": []}}
+    config = {**found[""], "network_config": found["network_config"], "keys": [{**found["keys"], **server}]}
+    assert ProviderConfig.from_dict(config) == ProviderConfig(keys=[Key()])
+
+
 def test_environment_values():
     environ = {"K": "key\n", "U": "http://gpu:1/v1", "P": "proxy:3128", "W": "pass word", "H": "blue", "CA": PEM}
     config = ProviderConfig.from_dict({

@@ -70,7 +70,8 @@ def test_base_urls(given, expected):
         ("http://gpu/caf\u00e9", "percent-encoded"),
         ("http://gpu/?a=1", "query"),
         ("http://gpu/#x", "fragment"),
-        ("http://gpu:8000/v1/chat/completions", "one operation"),
+        *[("http://gpu:8000/v1/" + path, "one operation") for path in (
+            "chat/completions", "completions", "embeddings", "rerank", "responses", "models", "audio/transcriptions")],
         (None, "expected a string, got null"),
         (8000, "expected a string, got 8000"),
         (b"http://gpu", "expected a string, got bytes"),
@@ -128,6 +129,12 @@ def test_any_text_is_a_url_or_a_config_error(text):
 )
 def test_timeouts(value, expected):
     assert fields.normalise_timeout(value, "timeout") == expected
+
+
+def test_a_limit_itself_is_allowed():
+    assert fields.normalise_timeout(1000000, "timeout") == (5.0, 1000000.0)
+    assert fields.whole(1000000, "max_retries") == 1000000 and fields.whole(1, "n", least=1, most=1) == 1
+    assert fields.number(0, "weight") == 0
 
 
 def test_the_connect_limit_is_the_callers():
