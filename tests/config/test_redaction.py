@@ -127,7 +127,8 @@ def test_addresses_and_keys_of_a_configuration_go():
 
 
 def test_a_proxys_login_is_masked_as_it_is_sent():
-    config = CONFIG.replace(proxy_config={"type": "http", "url": "p:1", "username": "\u00fc", "password": "p\u00e4ss-word"})
+    proxy = {"type": "http", "url": "p:1", "username": "\u00fc", "password": "p\u00e4ss-word"}
+    config = CONFIG.replace(proxy_config=proxy)
     sent = base64.b64encode("\u00fc:p\u00e4ss-word".encode()).decode()
     assert Redaction(config).clean("Basic %s p\u00e4ss-word" % sent) == "Basic [api key] [api key]"
 

@@ -143,8 +143,8 @@ def test_bifrosts_other_settings_are_read_over():
 def test_each_of_bifrosts_other_settings_is_read_over():
     # The fields of schemas.ProviderConfig, NetworkConfig and Key in Bifrost's core/schemas that mean nothing here.
     others = {
-        "": "concurrency_and_buffer_size config_hash custom_provider_config description openai_config pricing_overrides "
-            "status store_raw_request_response",
+        "": "concurrency_and_buffer_size config_hash custom_provider_config description openai_config "
+            "pricing_overrides status store_raw_request_response",
         "network_config": "allow_private_network beta_header_overrides enforce_http2",
         "keys": "config_hash created_at description status updated_at use_for_batch_api",
     }
@@ -258,7 +258,7 @@ def test_lean_http_is_taken_does_nothing_and_is_spoken_of_once(monkeypatch, capl
     assert not caplog.records
     ProviderConfig.from_dict({"network_config": {"lean_http": False}})
     NetworkConfig(lean_http=True)
-    NetworkConfig(lean_http=False).replace(max_retries=1)
+    assert NetworkConfig(lean_http=False).replace(max_retries=1) == NetworkConfig(max_retries=1)
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("vllm_bridge", "WARNING")
     assert record.getMessage().startswith("providers.vllm.network_config.lean_http: does nothing")

@@ -109,12 +109,14 @@ class _Settings:
 # ---------------------------------------------------------------- checks of single settings
 
 
-def _obsolete(value: Optional[bool], path: str) -> Optional[bool]:
+def _obsolete(value: Any, path: str) -> None:
     global _warned
-    if value is not None and not _warned:
+    if value is None:
+        return
+    validate.flag(value, path)
+    if not _warned:
         _warned = True
         _log.warning("%s: does nothing any more; leave it out", path)
-    return value if value is None else validate.flag(value, path)
 
 
 def _proxy_type(value: Any, path: str) -> str:
