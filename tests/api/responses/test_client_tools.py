@@ -44,7 +44,14 @@ FITTING = [
     ("computer_use_preview", {"action": {"type": "drag", "path": [{"x": 1, "y": 2}], "keys": ["CTRL"]}},
      {"type": "drag", "path": [{"x": 1, "y": 2}], "keys": ["CTRL"]}),
     ("tool_search", {"goal": "tides"}, {"goal": "tides"}),
-]
+] + [("computer_use_preview", {"action": one}, one) for one in (
+    {"type": "wait"}, {"type": "type", "text": "a"}, {"type": "keypress", "keys": ["ENTER"]},
+    {"type": "double_click", "x": 1, "y": 2}, {"type": "move", "x": 1, "y": 2, "keys": ["SHIFT"]},
+    {"type": "scroll", "x": 1, "y": 2, "scroll_x": 0, "scroll_y": -5},
+)]
+PREFIXES = {
+    "local_shell": "lsh_", "shell": "sh_", "apply_patch": "apc_", "computer_use_preview": "cu_", "tool_search": "tsc_",
+}
 OTHERS = [
     ("local_shell", '{"command": "ls"}'), ("local_shell", '{"command": []}'), ("local_shell", '{"cmd": ["ls"]}'),
     ("local_shell", '{"command": ["ls"], "workdir": "/"}'), ("local_shell", '{"command": ["ls"], "env": {"A": 1}}'),
@@ -104,7 +111,7 @@ def test_a_call_comes_back_as_an_item_of_its_own(kind, arguments, made):
         "type": ITEMS[kind], "id": item["id"], "call_id": "c1", "status": "completed",
         FIELDS.get(kind, "action"): made, **beside.get(kind, {}),
     }
-    assert item["id"].endswith("_chatcmpl-1_item_0")
+    assert item["id"] == PREFIXES[kind] + "chatcmpl-1_item_0"
 
 
 @pytest.mark.parametrize("kind, arguments", OTHERS)
@@ -187,6 +194,12 @@ def test_what_openai_runs_is_left_out(tool):
     assert "tools" not in body and len(context.warnings) == 1
 
 
+def test_a_shell_of_the_clients_own_environment_goes_up():
+    tool = {"type": "shell", "environment": {"type": "local", "skills": []}}
+    body, context = to_chat({"input": "x", "tools": [tool]})
+    assert [one["function"]["name"] for one in body["tools"]] == ["shell"] and context.echo["tools"] == [tool]
+
+
 def test_a_function_of_the_same_name_keeps_it():
     function = {"type": "function", "name": "shell", "parameters": {}}
     for tools in ([TOOLS["shell"], function], [function, TOOLS["shell"]]):
@@ -217,6 +230,7 @@ FOUND = {"type": "function", "name": "get_tide", "parameters": {"type": "object"
     ({"type": "shell_call_output", "call_id": "c1", "output": "a"}, "a"),
     ({"type": "apply_patch_call_output", "call_id": "c1", "status": "failed", "output": "no file"}, "failed: no file"),
     ({"type": "apply_patch_call_output", "call_id": "c1", "status": "completed"}, "completed"),
+    ({"type": "apply_patch_call_output", "call_id": "c1", "status": "completed", "output": ""}, "completed"),
     ({"type": "computer_call_output", "call_id": "c1", "output": SHOT},
      [{"type": "image_url", "image_url": {"url": SHOT["image_url"]}}]),
     ({"type": "tool_search_output", "call_id": "c1", "execution": "client", "tools": [FOUND]}, json.dumps([FOUND])),

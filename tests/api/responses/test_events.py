@@ -597,6 +597,12 @@ def test_an_empty_finish_reason_is_no_end():
     assert (answer(only)["status"], answer(only)["chat_choices"][0]["finish_reason"]) == ("completed", None)
 
 
+@pytest.mark.parametrize("beside", [{}, {"choices": []}])
+def test_an_error_in_a_chunk_fails_the_response(beside):
+    events = run(chunk({"content": "a"}), dict(beside, error={"message": "down", "code": 500}), chunk({"content": "b"}))
+    assert types(events) == OPEN + text_events(1) + ["failed"] and answer(events)["error"]["message"] == "down"
+
+
 # ---------------------------------------------------------------- what vLLM adds
 
 

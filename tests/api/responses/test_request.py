@@ -292,7 +292,7 @@ def test_fields_of_the_responses_api_alone_do_not_go_up():
 def test_renamed_parameters():
     sent = chat(
         max_output_tokens=7,
-        reasoning={"effort": "minimal", "summary": "auto", "max_tokens": 9},
+        reasoning={"effort": "minimal", "summary": "auto", "generate_summary": "auto", "max_tokens": 9},
         text={"verbosity": "low"},
     )
     assert sent["max_completion_tokens"] == 7

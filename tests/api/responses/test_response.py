@@ -280,6 +280,7 @@ def test_the_request_is_echoed():
     assert response["reasoning"] == {"effort": "low", "summary": None}
     assert response["text"]["format"]["name"] == "n" and response["text"]["verbosity"] == "low"
     assert response["tools"][0]["name"] == "f" and response["top_logprobs"] == 2
+    assert response["background"] is False and response["previous_response_id"] is None
     assert response["store"] is False  # nothing is stored, whatever was asked
     assert response["model"] == "asked"
 

@@ -97,6 +97,7 @@ def test_for_a_server_of_its_own_it_is_opened():
     body = {"model": "m", "input": [
         {"type": "reasoning", "id": "rs_1", "summary": short, **sealed}, user,
         {"type": "reasoning", "id": "rs_2", "summary": [], **sealed}, "odd", {"type": "message", **sealed},
+        {"type": "reasoning", "id": "rs_3", "summary": [], "content": "short", **sealed},
     ]}
     before = json.dumps(body)
     told = without_seals(body, SEAL)
@@ -104,7 +105,7 @@ def test_for_a_server_of_its_own_it_is_opened():
     assert told == {"model": "m", "input": [
         {"type": "reasoning", "id": "rs_1", "summary": short}, user,
         {"type": "reasoning", "id": "rs_2", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]},
-        "odd", {"type": "message", **sealed},
+        "odd", {"type": "message", **sealed}, {"type": "reasoning", "id": "rs_3", "summary": [], "content": "short"},
     ]}
     for untouched in ({"input": "x"}, {"input": [user]}, {}):
         assert without_seals(untouched, SEAL) is untouched

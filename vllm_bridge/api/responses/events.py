@@ -158,7 +158,6 @@ class ResponseEvents:
         else:  # no id to report a Response under
             self._over = True
             self._out.append(error_event(error, self._number))
-            self._number += 1
         return self._out
 
     # ------------------------------------------------------------ chunks
