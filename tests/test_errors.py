@@ -394,7 +394,7 @@ def test_what_is_not_given_is_the_classs_own(cls):
     assert (error.message, error.type, error.code, error.status_code) == (
         "m", cls.default_type, cls.default_code, cls.default_status)
     assert error.param is error.request_id is error.payload is error.url is error.retry_after is None
-    assert str(error) == "m"
+    assert str(error) == "m" and error.quoted == 2000
     assert repr(error) == "%s('m')" % cls.__name__
 
 

@@ -254,6 +254,7 @@ def test_files_that_are_none(file, message):
     (b"\x00\x00\x00 ftypM4A ", ("audio.m4a", "audio/mp4")),
     (b"\xff\xf1\x50\x80", ("audio", "application/octet-stream")),  # AAC in ADTS: the layer is 0
     (b"RIFF\x00\x00\x00\x00AVI ", ("audio", "application/octet-stream")),
+    (b"Ogg\x00\x02", ("audio", "application/octet-stream")),
     (b"\xff", ("audio", "application/octet-stream")),
     (b"", ("audio", "application/octet-stream")),
 ])

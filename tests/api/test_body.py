@@ -375,6 +375,12 @@ def test_a_long_value_is_not_read(block):
     assert scan(data, ("model", "input", "stream", "c")) == {"input": ..., "model": 'm"', "stream": True}
 
 
+@pytest.mark.parametrize("length", range(1018, 1028))
+def test_a_text_that_ends_where_a_block_does(length):
+    for text in ("a" * length, "[" * length, "\\\\" * (length // 2) + "a" * (length % 2)):
+        assert scan(b'{"x":"%s","model":"m","y":["%s"]}' % ((text.encode(),) * 2), ("model",)) == {"model": "m"}
+
+
 @pytest.mark.parametrize("data", [
     b"", b"[]", b"{}", b"{", b'{"model"', b'{"model":', b'{"model":"m"', b'{"model":"m",', b'{"model":"m"}}',
     b'{"model":"m"} {}', b'{"model":"m","model":"n"}', b'{"mod\\u0065l":"m"}', b'{"model":nul}', b'{"model":NaN}',

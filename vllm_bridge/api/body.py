@@ -252,13 +252,14 @@ _MOST_MEMBERS = 10000
 _LONGEST_VALUE = 65536
 
 
-def _blocks(data: bytes, at: int = 0, size: int = _BLOCK) -> Iterator[Tuple[int, bytes, bytes, bool, int]]:
+def _blocks(data: bytes, at: int = 0, size: int = 0) -> Iterator[Tuple[int, bytes, bytes, bool, int]]:
     """Yield blocks of UTF-8 JSON from `at` on, which is no place within a string.
 
     Each as (its place, itself with its escapes blotted out, what of it stands outside strings, whether it begins in
     a string, its quotes and backslashes together).
     """
     within = False
+    size = size or _BLOCK
     while at < len(data):
         block = data[at:at + size]
         marks = block.count(b"\\")
