@@ -262,10 +262,10 @@ def _blocks(data: bytes, at: int = 0, size: int = 0) -> Iterator[Tuple[int, byte
     size = size or _BLOCK
     while at < len(data):
         block = data[at:at + size]
+        if (len(block) - len(block.rstrip(b"\\"))) % 2:
+            block = data[at:at + size + 1]  # no escape is cut
         marks = block.count(b"\\")
         if marks:
-            if (len(block) - len(block.rstrip(b"\\"))) % 2:
-                block = data[at:at + size + 1]  # no escape is cut
             block = block.replace(b"\\\\", b"..").replace(b'\\"', b"..")
         pieces = block.split(b'"')
         yield at, block, b"".join(pieces[within::2]), within, marks + len(pieces) - 1
