@@ -441,7 +441,7 @@ class Upstream(VLLMProvider):
             raise error
         return reply
 
-    def _open(self, operation, body, model, reader):
+    def _stream(self, operation, body, model, reader):
         origin = self.__dict__.get("_origin", self)
         to_json(body) if isinstance(body, dict) else body.read()
         return streamed(origin.pieces, reader())

@@ -9,7 +9,14 @@ from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, Tally, 
 from .api.forwarding import Forwarding
 from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig
-from .errors import BadRequestError, ConfigError, ResponseDecodeError, UnsupportedOperationError
+from .errors import (
+    APIStatusError,
+    BadRequestError,
+    BridgeError,
+    ConfigError,
+    ResponseDecodeError,
+    UnsupportedOperationError,
+)
 from .api.records import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -25,7 +32,7 @@ from .api.records import (
 )
 from .client.reply import Reply
 from .client.stream import Reader, Stream
-from .api.body import as_written, merged, object_of, to_json
+from .api.body import Written, as_written, merged, object_of, to_json
 
 __all__ = ["BaseOpenAIProvider", "unsupported"]
 
@@ -42,6 +49,9 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 Self = TypeVar("Self", bound="BaseOpenAIProvider")
 Timeout = Union[float, Tuple[Optional[float], Optional[float]], None]
+
+
+_USAGE = {"include_usage": True}
 
 
 class _Unset:
@@ -74,6 +84,12 @@ class BaseOpenAIProvider:
     """
 
     name = "openai"
+
+    # What has to be done to a request body before it goes up, and to a reply before it is read, by operation.
+    _prepare: Mapping[str, Callable[[Dict[str, Any]], Dict[str, Any]]] = {}
+    _adapt: Mapping[str, Callable[[Dict[str, Any]], Dict[str, Any]]] = {}
+    # The bytes of a request in which nothing has to be done hold none of these: fields that are merged or left out.
+    _marks: Tuple[bytes, ...] = (b'"extra_', b"null")
 
     def __init__(
         self,
@@ -164,7 +180,7 @@ class BaseOpenAIProvider:
         """Complete a chat chunk by chunk; the last chunk carries ``usage``."""
         body = self._body("chat_completion_stream", wire)
         count = completions.expected_choices(body)
-        return self._stream("chat_completion", body, lambda: ChatChunks(count))
+        return self._stream("chat_completion", body, body.get("model"), lambda: ChatChunks(count))
 
     def text_completion(self, /, **wire: Any) -> Completion:
         """Continue a text: ``prompt``, ``model`` and any parameter of POST /v1/completions."""
@@ -174,7 +190,7 @@ class BaseOpenAIProvider:
         """Continue a text chunk by chunk; the last chunk carries ``usage``."""
         body = self._body("text_completion_stream", wire)
         count = completions.expected_choices(body)
-        return self._stream("text_completion", body, lambda: CompletionChunks(count))
+        return self._stream("text_completion", body, body.get("model"), lambda: CompletionChunks(count))
 
     def embedding(self, /, **wire: Any) -> EmbeddingList:
         """Embed ``input`` (a string, strings, token ids, lists of them) or ``messages``: POST /v1/embeddings."""
@@ -189,8 +205,11 @@ class BaseOpenAIProvider:
 
         given = self._body("rerank", wire)
         body = prepare(given)
-        reply = self._reply("rerank", body, _model(body))
-        return self._finished(Rerank(reply.read(lambda: convert(_object(reply), given))), body, reply)
+        reply = self._reranked(body)
+        return self._finished(Rerank(reply.read(lambda: convert(object_of(reply.body), given))), body, reply)
+
+    def _reranked(self, body: Dict[str, Any]) -> Reply:
+        return self._reply("rerank", body, body.get("model"))
 
     def responses(self, /, **wire: Any) -> Response:
         """Answer ``input`` by the Responses API."""
@@ -200,7 +219,7 @@ class BaseOpenAIProvider:
         """Answer ``input`` by the Responses API, event by event."""
         body = self._body("responses_stream", wire)
         body["stream"] = True
-        return self._stream("responses", body, ResponsesReader)
+        return self._stream("responses", body, body.get("model"), ResponsesReader)
 
     def list_models(self, /) -> ModelList:
         """List the models of all servers, without their duplicates."""
@@ -214,7 +233,7 @@ class BaseOpenAIProvider:
 
         given = self._body("transcription", wire)
         with form(given) as body:
-            reply = self._reply("transcription", body, _model(given))
+            reply = self._reply("transcription", body, given.get("model"))
         style = given.get("response_format")
         payload = reply.read(lambda: result(reply.body, reply.content_type, style))
         return self._finished(Transcription(payload), {name: given[name] for name in given if name != "file"}, reply)
@@ -226,7 +245,7 @@ class BaseOpenAIProvider:
         given = self._body("transcription_stream", wire)
         given["stream"] = True
         with form(given) as body:
-            return self._open("transcription", body, _model(given), TranscriptionReader)
+            return self._stream("transcription", body, given.get("model"), TranscriptionReader)
 
     # ------------------------------------------------------------ the operations there are not
 
@@ -278,7 +297,7 @@ class BaseOpenAIProvider:
         sent as it is unless something has to change. Errors are raised like those of the operation itself.
         """
         wire = self._written(operation, body, data)
-        reply = self._reply(operation, wire, _model(wire))
+        reply = self._reply(operation, wire, wire.get("model"))
         raw = self.config.send_back_raw_request or self.config.send_back_raw_response
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
         if is_object and not raw and not self._needs_reading(operation, reply.body):
@@ -287,9 +306,10 @@ class BaseOpenAIProvider:
 
     def _rewritten(self, operation: str, wire: Dict[str, Any], reply: Reply) -> Reply:
         """Return a reply as its readers expect it; the same if that changes nothing."""
+        adapt = self._adapt.get(operation, dict)
         try:
-            after = self._finished(Record(self._adapted(operation, _object(reply))), wire, reply)
-            return reply if after == _object(reply) else reply._replace(body=to_json(after))
+            after = self._finished(Record(adapt(object_of(reply.body))), wire, reply)
+            return reply if after == object_of(reply.body) else reply._replace(body=to_json(after))
         except (BadRequestError, RecursionError) as error:  # nested deeply, or with a NaN, which JSON lacks
             raise ResponseDecodeError("the server's answer cannot be handed on: %s" % error) from None
 
@@ -305,17 +325,19 @@ class BaseOpenAIProvider:
             wire = {**wire, "stream_options": {**wire["stream_options"], "include_usage": True}}
         count = completions.expected_choices(wire)
         tally = self._options.trace or Tally()
-        return self._stream(operation, wire, lambda: Forwarding(count, usage, tally))
+        return self._stream(operation, wire, wire.get("model"), lambda: Forwarding(count, usage, tally))
 
     def _written(self, operation: str, body: Mapping[str, Any], data: Optional[bytes]) -> Dict[str, Any]:
         """Return the request body of an operation, with `data` in its place if that says the same."""
-        wire = self._body(operation, dict(body))
-        if data is None or data[:1] != b"{":
-            return wire
-        if "stream_options" in wire and "stream_options" not in body and data[1:2] != b"\0":  # UTF-16
-            body = {**body, "stream_options": wire["stream_options"]}
-            data = b'{"stream_options":%b,%b' % (to_json(wire["stream_options"]), data[1:])
-        return as_written(wire, body, data)
+        streams = operation.endswith("_stream")
+        if data is None or data[:1] != b"{" or data[1:2] == b"\0" or body.get("stream", False) is not streams:  # UTF-16
+            return self._body(operation, dict(body))
+        if streams and "stream_options" not in body:
+            body = {**body, "stream_options": _USAGE}
+            data = b'{"stream_options":{"include_usage":true},' + data[1:]
+        if not any([mark in data for mark in self._marks]) and (not streams or body["stream_options"] == _USAGE):
+            return Written(body, data)
+        return as_written(self._body(operation, dict(body)), body, data)
 
     def _needs_reading(self, operation: str, body: bytes) -> bool:
         """Tell whether a reply may have to change, or to be refused, before it is handed on."""
@@ -337,31 +359,37 @@ class BaseOpenAIProvider:
                 body["stream_options"] = {"include_usage": True, **options}
         elif body.get("stream") and operation in ("chat_completion", "text_completion", "responses", "transcription"):
             raise BadRequestError("%s cannot stream; call %s_stream" % (operation, operation), param="stream")
-        return self._dialect(operation, body)
-
-    def _dialect(self, operation: str, body: Dict[str, Any]) -> Dict[str, Any]:
-        """Return a request body in the words of this kind of server."""
-        return body
-
-    def _adapted(self, operation: str, payload: Dict[str, Any]) -> Dict[str, Any]:
-        """Return a reply as its readers expect it."""
-        return payload
+        prepare = self._prepare.get(operation)
+        return body if prepare is None else prepare(body)
 
     def _record(self, record: Type[R], operation: str, body: Dict[str, Any]) -> R:
-        reply = self._reply(operation, body, _model(body))
-        payload = reply.read(lambda: self._adapted(operation, _object(reply, operation)))
-        return self._finished(record(payload), body, reply)
+        reply = self._reply(operation, body, body.get("model"))
+        try:
+            payload = object_of(reply.body, operation)
+            adapt = self._adapt.get(operation)
+            result = record(payload if adapt is None else adapt(payload))
+        except BridgeError as error:
+            reply.tell(error)
+            raise
+        return self._finished(result, body, reply)
 
     def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
-        return self._caller.reply("POST", PATHS[operation], body, model, self._options)
+        try:
+            return self._caller.reply("POST", PATHS[operation], body, model, self._options)
+        except APIStatusError as error:
+            raise self._explained(operation, error) from None
 
-    def _stream(self, operation: str, body: Dict[str, Any], reader: Callable[[], Any]) -> Stream[Any]:
-        return self._open(operation, body, _model(body), reader)
-
-    def _open(
-        self, operation: str, body: Wire, model: Optional[str], reader: Callable[[], Reader[T]]
+    def _stream(
+        self, operation: str, body: Wire, model: Optional[str], reader: Callable[[], Union[Reader[T], Forwarding]]
     ) -> Stream[T]:
-        return self._caller.stream(PATHS[operation], body, model, self._options, reader)
+        try:
+            return self._caller.stream(PATHS[operation], body, model, self._options, reader)
+        except APIStatusError as error:
+            raise self._explained(operation, error) from None
+
+    def _explained(self, operation: str, error: APIStatusError) -> APIStatusError:
+        """Return an error with what this kind of server means by it."""
+        return error
 
     def _finished(self, record: R, body: Dict[str, Any], reply: Reply) -> R:
         config, trace = self.config, self._options.trace
@@ -376,12 +404,3 @@ class BaseOpenAIProvider:
             if config.send_back_raw_response:
                 extra["raw_response"] = reply.body.decode("utf-8", "replace")
         return record
-
-
-def _object(reply: Reply, operation: str = "") -> Dict[str, Any]:
-    return object_of(reply.body, operation, url=reply.url, request_id=reply.request_id)
-
-
-def _model(body: Mapping[str, Any]) -> Optional[str]:
-    model: Optional[str] = body.get("model")  # what is no string is refused where a key is chosen
-    return model

@@ -4,18 +4,17 @@ import logging
 import os
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple, TypeVar
+from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple, TypeVar
 
 from .api import chat
 from .api import embeddings
 from .api import completions
 from .api import models
-from .client.call import Wire
 from .errors import APIStatusError, BridgeError, NotFoundError, exceeds_context
 from .provider import PATHS, BaseOpenAIProvider
 from .api.records import EmbeddingList, Response, ResponseEvent
 from .client.reply import Reply
-from .client.stream import Reader, Stream
+from .client.stream import Stream
 from .api.body import object_of, to_json
 
 __all__ = ["VLLMProvider"]
@@ -37,6 +36,13 @@ class VLLMProvider(BaseOpenAIProvider):
     """
 
     name = "vllm"
+
+    _prepare = {
+        "chat_completion": chat.prepare, "chat_completion_stream": chat.prepare,
+        "text_completion": completions.prepare, "text_completion_stream": completions.prepare,
+    }
+    _adapt = {"chat_completion": chat.normalise, "text_completion": completions.normalise}
+    _marks = BaseOpenAIProvider._marks + (b'"guided_', b'"reasoning', b'"arguments"')
 
     def embedding(self, /, **wire: Any) -> EmbeddingList:
         """Embed ``input`` (a string, strings, token ids, lists of them) or ``messages``: POST /v1/embeddings.
@@ -113,7 +119,7 @@ class VLLMProvider(BaseOpenAIProvider):
         chat_body, context = self._to_chat(body)
         with _coded():
             reply = self._reply("chat_completion", chat_body, chat_body.get("model"))
-        completion = reply.read(lambda: self._adapted("chat_completion", object_of(reply.body, "chat_completion")))
+        completion = reply.read(lambda: chat.normalise(object_of(reply.body, "chat_completion")))
         return chat_body, reply, Response(from_chat(completion, context))
 
     def _natively(self) -> bool:
@@ -135,7 +141,7 @@ class VLLMProvider(BaseOpenAIProvider):
         chat_body, context = to_chat(body, self._seal(), time.time)
         for warning in context.warnings:
             _log.warning("responses: %s", warning)
-        return self._dialect("chat_completion", chat_body), context
+        return chat.prepare(chat_body), context
 
     def _opened(self, body: Dict[str, Any]) -> Dict[str, Any]:
         """Return a Responses request for the server's own route: it cannot read what is sealed here."""
@@ -150,52 +156,28 @@ class VLLMProvider(BaseOpenAIProvider):
         secrets = [key.value.encode() for key in self._caller.fleet.keys if key.value]
         return Seal(secrets or [_PROCESS_KEY])
 
-    def _dialect(self, operation: str, body: Dict[str, Any]) -> Dict[str, Any]:
-        if operation.startswith("chat_completion"):
-            return chat.prepare(body)
-        if operation.startswith("text_completion"):
-            return completions.prepare(body)
-        return body
-
-    def _adapted(self, operation: str, payload: Dict[str, Any]) -> Dict[str, Any]:
-        if operation == "chat_completion":
-            return chat.normalise(payload)
-        if operation == "text_completion":
-            return completions.normalise(payload)
-        return payload
-
     def _needs_reading(self, operation: str, body: bytes) -> bool:
         if operation not in ("chat_completion", "text_completion"):
             return False
         reasoning = body.count(b'"reasoning') != body.count(b'"reasoning":null') + body.count(b'"reasoning_tokens"')
         return reasoning or b'"finish_reason":"abort"' in body or b'"finish_reason":"error"' in body
 
-    def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
-        try:
-            return super()._reply(operation, body, model)
-        except APIStatusError as error:
-            if operation == "rerank":
-                return self._rerank_elsewhere(body, model, error)
-            raise self._explained(operation, error) from None
-
-    def _open(self, operation: str, body: Wire, model: Optional[str], reader: Callable[[], Reader[T]]) -> Stream[T]:
-        try:
-            return super()._open(operation, body, model, reader)
-        except NotFoundError as error:
-            raise self._explained(operation, error) from None
-
-    def _rerank_elsewhere(self, body: Wire, model: Optional[str], first: APIStatusError) -> Reply:
-        """Try ``/rerank``, where older deployments have it; the first error stands if it is not there either."""
+    def _reranked(self, body: Dict[str, Any]) -> Reply:
+        """Try ``/rerank`` too, where older deployments have it; the first error stands if it is not there either."""
         from .api.rerank import falls_back
 
-        if not falls_back(first):
-            raise self._explained("rerank", first) from None
+        model = body.get("model")
         try:
-            return self._caller.reply("POST", "/rerank", body, model, self._options)
-        except APIStatusError as second:
-            if falls_back(second):
+            return self._caller.reply("POST", PATHS["rerank"], body, model, self._options)
+        except APIStatusError as first:
+            if not falls_back(first):
                 raise self._explained("rerank", first) from None
-            raise
+            try:
+                return self._caller.reply("POST", "/rerank", body, model, self._options)
+            except APIStatusError as second:
+                if falls_back(second):
+                    raise self._explained("rerank", first) from None
+                raise
 
     def _explained(self, operation: str, error: APIStatusError) -> APIStatusError:
         """Say what a bare 404 means: the route is missing because no model of the server offers the operation."""

@@ -25,7 +25,7 @@ from ..errors import BridgeError, RequestCancelledError, payload_error
 from ..http1.wait import has_left
 from ..version import USER_AGENT
 from .fleet import Fleet
-from .options import Options, Trace, joined
+from .options import Options, joined
 from .reply import Call, OpenReply, Reply, told
 from .retry import RetryPolicy, never_sent, parse_retry_after, still_working
 from .session import Transport
@@ -53,12 +53,11 @@ class Caller:
         self.fleet = Fleet(config.resolved_keys())
         self.transport = Transport(self.network, config.proxy_config)
         self._secrets = Redaction(config).secrets
-        self._headers: Dict[Key, Dict[str, str]] = {key: self._headers_for(key) for key in self.fleet.keys}
+        self._headers = {id(key): self._headers_for(key) for key in self.fleet.keys}  # a key's hash takes long
 
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
-        reply = _result(self._attempts(self._complete, method, path, wire, model, options))
-        _note(options.trace, reply)
+        reply: Reply = _result(self._attempts(None, method, path, wire, model, options))
         return reply
 
     def stream(
@@ -79,7 +78,8 @@ class Caller:
 
         def begin(call: Call) -> Generator[bytes, None, Iterator[T]]:
             reply = yield from _opened(self.transport.open, call, options.keep_alive_interval)
-            _note(options.trace, reply)
+            if options.trace is not None:
+                options.trace.status, options.trace.request_id = reply.status, reply.request_id
             items = items_of(reply, reader(), limits, progress, lambda error: told(error, call, reply.request_id))
             for item in items:
                 if progress.begun:
@@ -99,28 +99,29 @@ class Caller:
             trace.attempts += 1
             trace.key, trace.request_id = key, call.request_id
         try:
-            reply = _checked(self.transport.send(call))
-            _note(trace, reply)
+            reply = self.transport.send(call)
+            _check(reply)
+            if trace is not None:
+                trace.status, trace.request_id = reply.status, reply.request_id
             return reply
         except BridgeError as error:
             told(error, call)
             raise
 
-    def _complete(self, call: Call) -> Generator[bytes, None, Reply]:
-        yield from ()  # nobody is told anything while a whole reply is waited for
-        return _checked(self.transport.send(call))
-
     def _attempts(
         self,
-        begin: Callable[[Call], Generator[bytes, None, T]],
+        begin: Optional[Callable[[Call], Generator[bytes, None, Any]]],
         method: str,
         path: str,
         wire: Wire,
         model: Optional[str],
         options: Options,
         streams: bool = False,
-    ) -> Generator[bytes, None, T]:
-        """Make attempts until one gives a result, which is returned; yield the comments that come meanwhile."""
+    ) -> Generator[bytes, None, Any]:
+        """Make attempts until one gives a result, which is returned; yield the comments that come meanwhile.
+
+        The result is what `begin` returns, without that the complete reply.
+        """
         fleet, trace = self.fleet, options.trace
         deadline = None if options.deadline is None else time.monotonic() + options.deadline
         attempts: Optional[_Attempts] = None
@@ -133,7 +134,13 @@ class Caller:
                 trace.key = key
                 trace.request_id = call.request_id
             try:
-                result = yield from begin(call)
+                if begin is None:
+                    result: Any = self.transport.send(call)
+                    _check(result)
+                    if trace is not None:
+                        trace.status, trace.request_id = result.status, result.request_id
+                else:
+                    result = yield from begin(call)
             except BridgeError as error:
                 if attempts is None:
                     attempts = _Attempts(self.network, fleet, model, options)
@@ -145,7 +152,8 @@ class Caller:
                     raise attempts.failure(error)
                 tried = attempts.tried
             else:
-                fleet.succeeded(key)
+                if fleet.down:
+                    fleet.succeeded(key)
                 return result
             yield from _paused(pause, options)
 
@@ -161,7 +169,7 @@ class Caller:
         streams: bool = False,
     ) -> Call:
         body: Any = wire
-        headers = self._headers[key].copy()
+        headers = self._headers[id(key)].copy()
         if wire is not None:
             name = None if model is None or not key.aliases else Fleet.resolve_alias(key, model)
             if isinstance(wire, dict):
@@ -240,26 +248,19 @@ def _renamed(wire: Dict[str, Any], model: str) -> bytes:
     return to_json({**wire, "model": model}) if data is None else data
 
 
-def _checked(reply: Reply) -> Reply:
-    """Return the reply, or raise the error that a 200 holds."""
+def _check(reply: Reply) -> None:
+    """Raise the error that a 200 holds."""
     # vLLM's JSON never spaces or escapes a key, and an error's object begins with it.
     body = reply.body if len(reply.body) < 65536 else reply.body[:1024]
     if b'"error"' in body or b'"detail"' in body:
         try:
             payload = decode(reply.body)
         except BridgeError:
-            return reply  # for its reader to find
+            return  # for its reader to find
         error = payload_error(payload, request_id=reply.request_id, url=reply.url)
         if error is not None:
             error.retry_after = parse_retry_after(reply.headers.get("retry-after"), time.time())
             raise error
-    return reply
-
-
-def _note(trace: Optional[Trace], reply: Union[OpenReply, Reply]) -> None:
-    if trace is not None:
-        trace.status = reply.status
-        trace.request_id = reply.request_id
 
 
 # ---------------------------------------------------------------- generators

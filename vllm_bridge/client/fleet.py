@@ -70,7 +70,7 @@ class Fleet:
         self._random = random
         self._lock = threading.Lock()
         _fleets.add(self)
-        self._down: Dict[Optional[str], _Down] = {}
+        self.down: Dict[Optional[str], _Down] = {}
         self._rules = [(key, _Rule(key)) for key in self.keys]
         self._known: Dict[Optional[str], List[Key]] = {}  # the keys for a model, once they have been found
 
@@ -97,7 +97,7 @@ class Fleet:
                 self._known[model] = candidates
         if exclude:
             candidates = [key for key in candidates if key not in exclude] or candidates
-        if not self._down:  # a dict's truth is read at once; all servers well is the common case
+        if not self.down:  # a dict's truth is read at once; all servers well is the common case
             return candidates[0] if len(candidates) == 1 else self._weighted(candidates)
         with self._lock:
             return self._avoiding(candidates)
@@ -110,9 +110,9 @@ class Fleet:
         """Let the key's server cool off, because it could not be reached."""
         with self._lock:
             now = self._clock()
-            down = self._down.get(key.url)
+            down = self.down.get(key.url)
             if down is None:
-                self._down[key.url] = _Down(FIRST_COOL_OFF, now + FIRST_COOL_OFF)
+                self.down[key.url] = _Down(FIRST_COOL_OFF, now + FIRST_COOL_OFF)
             elif now >= down.until:
                 # Requests under way when the server died fail together; only a failure after the
                 # cool-off tells something new.
@@ -122,18 +122,18 @@ class Fleet:
 
     def succeeded(self, key: Key) -> None:
         """Note that the key's server answered, with whatever status."""
-        if self._down:
+        if self.down:
             with self._lock:
-                self._down.pop(key.url, None)
+                self.down.pop(key.url, None)
 
     def cooling(self) -> List[Tuple[Key, float]]:
         """Return the keys whose server has not answered again, with the seconds until it is probed."""
-        if not self._down:
+        if not self.down:
             return []
         with self._lock:
             now = self._clock()
             return [
-                (key, max(0.0, self._down[key.url].until - now)) for key in self.keys if key.url in self._down
+                (key, max(0.0, self.down[key.url].until - now)) for key in self.keys if key.url in self.down
             ]
 
     @staticmethod
@@ -179,16 +179,16 @@ class Fleet:
         ready = [key for key in candidates if self._ready(key, now)]
         if ready:
             key = self._weighted(ready)
-            down = self._down.get(key.url)
+            down = self.down.get(key.url)
             if down is not None:
                 # The probe's answer may never be told (its caller was cancelled); then another goes.
                 down.probed_until = now + down.seconds
             return key
-        first = min(self._down[key.url].free_at() for key in candidates)
-        return self._weighted([key for key in candidates if self._down[key.url].free_at() == first])
+        first = min(self.down[key.url].free_at() for key in candidates)
+        return self._weighted([key for key in candidates if self.down[key.url].free_at() == first])
 
     def _ready(self, key: Key, now: float) -> bool:
-        down = self._down.get(key.url)
+        down = self.down.get(key.url)
         return down is None or now >= down.free_at()
 
     def _weighted(self, keys: Sequence[Key]) -> Key:

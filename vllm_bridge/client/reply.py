@@ -82,9 +82,13 @@ class Reply(NamedTuple):
         try:
             return convert()
         except BridgeError as error:
-            if self.call is not None:
-                told(error, self.call, self.request_id)
+            self.tell(error)
             raise
+
+    def tell(self, error: BridgeError) -> None:
+        """Complete an error that came out of the body."""
+        if self.call is not None:
+            told(error, self.call, self.request_id)
 
 
 def told(error: BridgeError, call: Call, request_id: Optional[str] = None) -> None:
