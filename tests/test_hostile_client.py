@@ -245,7 +245,7 @@ def assert_told(sock: socket.socket, sent: bytes, status: int) -> None:
 
 
 def test_a_client_that_closes_its_half_is_taken_for_gone(gateway: Address) -> None:
-    # As vLLM does (WIRE.md §1.7); an answer that is ready at once may still arrive.
+    # As vLLM 0.32.0 does; an answer that is ready at once may still arrive.
     with socket.create_connection(gateway, timeout=LONG) as sock:
         sock.sendall(request(compact(chat("!stall 20 half"))))
         sock.shutdown(socket.SHUT_WR)

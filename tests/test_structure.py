@@ -190,6 +190,13 @@ def test_no_function_or_class_is_left_over():
     assert left_over == []
 
 
+def test_the_changelog_says_where_modules_are():
+    rows = re.findall(r"^\| `.*\| (`.*`) \|$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    named = {name.replace("vllm_bridge.", "") for row in rows for name in re.findall(r"`([\w.]+)`", row)}
+    assert len(named) > 30
+    assert [name for name in named if name not in BY_NAME and name + ".__init__" not in BY_NAME] == []
+
+
 # ---------------------------------------------------------------- files
 
 FILES = [path for folder in ("vllm_bridge", "scripts", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -90,7 +90,7 @@ def replay(transcript, operation, lean):
                 return items, error
 
 
-# What the library itself refuses, before anything is sent (SPEC §6).
+# What the library itself refuses, before anything is sent.
 REFUSED = {"rerank_err_empty_doc", "rerank_err_empty_query", "rerank_top_n_negative", "rerank_top_n_string",
            "rerank_top_n_zero"}
 REPLAYED = [name for name, transcript in ALL.items() if operation_of(transcript)]
@@ -162,7 +162,7 @@ def check_reply(transcript, operation, result):
             item["index"]: item["relevance_score"] for item in sent["results"]}
         scores = [item.relevance_score for item in result.results]
         assert scores == sorted(scores, reverse=True)
-        assert {**result.usage, **sent["usage"]} == result.usage  # counts that are not there are added: SPEC §6
+        assert {**result.usage, **sent["usage"]} == result.usage  # counts that are not there are added
     elif operation == "chat_completion":
         assert result == normalise(sent)
         assert result.text == (transcript.json["choices"][0]["message"]["content"] or "")
@@ -266,7 +266,7 @@ def items_of(name, batches):
 
 ACCUMULATORS = {"/v1/chat/completions": ChatAccumulator, "/v1/completions": CompletionAccumulator}
 
-# WIRE.md §4: where vLLM itself answers otherwise in a stream.
+# Where vLLM 0.32.0 itself answers otherwise in a stream (tests/data/vllm-0.32.0/NAME).
 BROKEN_CALLS = {
     "chat_stream_tools_bad_json": ("get_weather", '{"city":', "tool_calls", "stop"),
     "chat_stream_tools_truncated": ("get_weather", "", "length", "length"),
@@ -300,7 +300,7 @@ def told(value):
     if isinstance(value, dict):
         kept = {key: told(item) for key, item in value.items() if key not in ("id", "created", "system_fingerprint")}
         if isinstance(kept.get("content"), str) and not kept["content"].strip():
-            kept["content"] = None  # "" or line ends beside calls and reasoning (WIRE.md §4)
+            kept["content"] = None  # "" or line ends beside calls and reasoning, in vLLM 0.32.0
         return {key: item for key, item in kept.items() if item is not None}
     return [told(item) for item in value] if isinstance(value, list) else value
 

@@ -18,7 +18,7 @@ from .mutations import Mutation, applied, mutations
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MOST_TESTS = 80  # of those that run a line, the quickest first
 LIMIT = 120.0  # seconds for the tests of one change; a change that makes them hang is noticed
-COPIED = ("vllm_bridge", "tests", "scripts", "setup.cfg", "setup.py", "README.md", "pyproject.toml")
+COPIED = ("vllm_bridge", "tests", "scripts", "setup.cfg", "setup.py", "README.md", "CHANGELOG.md", "pyproject.toml")
 KILLED, SURVIVED, UNTESTED = "killed", "survived", "no test runs the line"
 
 

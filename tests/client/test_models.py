@@ -38,7 +38,7 @@ def test_one_servers_list_comes_back_with_every_field():
         listed = provider.list_models()
         expected = recorded.json
         for model in expected["data"]:
-            model["context_length"] = model["max_model_len"]  # SPEC §8
+            model["context_length"] = model["max_model_len"]  # the name that other servers and clients know it by
         assert listed == expected
         assert listed.data[0].max_model_len == recorded.json["data"][0]["max_model_len"]
         assert server.requests[0].line == "GET /v1/models HTTP/1.1"

@@ -193,7 +193,7 @@ def test_a_connection_idle_for_too_long_is_not_used(monkeypatch):
 
 
 def test_connections_are_dropped_before_a_vllm_server_drops_them():
-    assert NetworkConfig().keep_alive_timeout_in_seconds == 4.0  # WIRE.md: vLLM closes after exactly 5.0 s
+    assert NetworkConfig().keep_alive_timeout_in_seconds == 4.0  # uvicorn, in vLLM, closes after 5.0 s
 
 
 def test_an_error_status_keeps_the_connection():

@@ -1,4 +1,4 @@
-"""Every route of SPEC §10 and of issue 3, and what else a path may be."""
+"""Every route of the gateway, of vLLM and of OpenAI's API, and what else a path may be."""
 
 import pytest
 
