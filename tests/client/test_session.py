@@ -431,6 +431,18 @@ def test_no_proxy_is_asked_whatever_its_form(monkeypatch, no_proxy):
     assert "proxy" not in caught.value.message
 
 
+@pytest.mark.parametrize("no_proxy, name", [
+    ("[fd00::1]:81,[::1/8]x", "http_proxy"), ("[", "all_proxy"), ("gpu.example:81", "http_proxy"),
+])
+def test_an_odd_no_proxy_and_other_schemes_are_no_matter(monkeypatch, no_proxy, name):
+    with Scripted(PROXY) as proxy:
+        monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv("no_proxy", no_proxy)
+        monkeypatch.setenv("ftp_proxy", "http://[::1")
+        with provider_for("http://gpu.example:8000") as provider:
+            assert text_of(provider) == "by proxy"
+
+
 @pytest.mark.parametrize("value", ["http://user:hun:ter2@[::1", "socks5://user:hunter2@proxy:1080", "http://:hunter2@"])
 def test_a_proxy_of_the_environment_that_cannot_be_used_is_named_without_its_password(monkeypatch, value):
     import traceback

@@ -176,7 +176,8 @@ class Transport:
             return {"http": address, "https": address}
         if proxy.type == "none" or _is_direct(url):
             return {}
-        chosen = dict(getproxies())
+        named = getproxies()  # of every scheme, and no_proxy under "no"
+        chosen = {name: named[name] for name in (urlsplit(url).scheme, "all") if name in named}
         if not all(_has_host(address) for address in chosen.values()):
             raise bad_proxy(url)
         return chosen
