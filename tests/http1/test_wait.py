@@ -120,6 +120,19 @@ def test_a_client_that_leaves_while_we_wait(pair: Pair, client: Pair, system: No
     leaving.join()
 
 
+def test_looking_for_a_client_never_waits(client: Pair, system: None) -> None:
+    ours, its = client
+    for timeout in (0, 30):  # gunicorn's sockets block
+        ours.settimeout(timeout)
+        started = time.monotonic()
+        assert not wait.has_left(ours)
+        assert time.monotonic() - started < 10
+    its.close()
+    assert wait.has_left(ours)
+    ours.close()
+    assert wait.has_left(ours)
+
+
 def test_a_client_whose_socket_is_closed_has_left(pair: Pair, client: Pair, system: None) -> None:
     client[0].close()
     with pytest.raises(RequestCancelledError):

@@ -90,6 +90,10 @@ def has_left(client: Client) -> bool:
         return False
     if callable(client):
         return client()
+    if client.fileno() < 0:
+        return True
+    if not readable(client, 0):  # asked first: the socket of another server may block, as gunicorn's does
+        return False
     try:
         return not client.recv(1, socket.MSG_PEEK)
     except (BlockingIOError, InterruptedError):
