@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import threading
 import time
 
@@ -280,6 +281,31 @@ def test_completed_at_is_the_time_of_the_end(operation):
             told = last.response
             assert events[0].response["completed_at"] is None
         assert told["created_at"] <= told["completed_at"] and before <= told["completed_at"] <= int(time.time())
+
+
+class SoftLimit(Exception):
+    """Like celery's SoftTimeLimitExceeded."""
+
+
+def test_an_exception_of_a_signal_handler_ends_a_stream_as_itself():
+    def handler(signum, frame):
+        raise SoftLimit("the task's own limit")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    seen = []
+    try:
+        with Scripted(OPEN_STREAM) as server, provider(server.url) as vllm:
+            stream = vllm.responses_stream(model="m", input="Hi")
+            with pytest.raises(SoftLimit):
+                for one in stream:
+                    seen.append(one.type)
+                    if one.type.endswith("delta"):
+                        signal.setitimer(signal.ITIMER_REAL, 0.05)
+            server.until("eof", seconds=LONG)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen[-1] == "response.output_text.delta"
 
 
 # ---------------------------------------------------------------- native
