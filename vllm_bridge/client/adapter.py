@@ -1,7 +1,7 @@
 """The session that carries calls, and its adapter over connections of our own (`http1.pool`)."""
 
 from types import FunctionType
-from typing import Any, Dict, NamedTuple, Optional, Union
+from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
 import requests
@@ -20,13 +20,13 @@ from ..http1.head import field_block
 from ..http1.limits import Limits
 from ..http1.pool import Pool, Response
 
-__all__ = ["OwnSession", "Request", "WatchedBody", "within"]
+__all__ = ["OwnSession", "Request", "WatchedBody", "framed", "within"]
 
 _URLS = 256  # addresses taken apart and kept
 
 
-class _Target(NamedTuple):
-    """An address taken apart: whom to connect to, and how the request begins."""
+class Target(NamedTuple):
+    """An address taken apart: whom to connect to, and how the request begins. `host` is the Host line."""
 
     origin: Origin
     path: str
@@ -48,14 +48,19 @@ class OwnSession(requests.Session):
 
 
 class Request(requests.PreparedRequest):
-    """A request of ours on its way through a session: the call and its exchange go with it."""
+    """A request of ours on its way through a session: the call and its exchange go with it.
 
-    def __init__(self, call: Call, exchange: Exchange) -> None:
-        super().__init__()
+    `prepared` are the attributes of a request to the same address, with neither headers nor a body.
+    """
+
+    def __init__(self, prepared: Dict[str, Any], call: Call, exchange: Exchange) -> None:
+        self.__dict__.update(prepared)
         self.call = call
         self.exchange = exchange
-        self.carried = False  # by our own connections
-        self.raised: Optional[BaseException] = None  # by the caller's file
+        self.headers = CaseInsensitiveDict(call.headers)
+        self.body = call.body
+        if call.body is not None:
+            self.headers["Content-Length"] = str(len(call.body))
 
 
 class Adapter(HTTPAdapter):
@@ -70,7 +75,7 @@ class Adapter(HTTPAdapter):
         super().__init__(pool_connections=100, pool_maxsize=kept)  # 100 servers
         bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
         self.pool = Pool(network.keep_alive_timeout_in_seconds, kept, bundle)
-        self._targets: Dict[str, Optional[_Target]] = {}
+        self._targets: Dict[str, Optional[Target]] = {}
 
     def send(  # type: ignore[override]
         self,
@@ -82,11 +87,12 @@ class Adapter(HTTPAdapter):
         proxies: Any = None,
     ) -> requests.Response:
         """Send a request and return its response with the body still to be read."""
-        if not proxies and self.can_carry(request):
-            return _as_requests_has_it(request, self.carry(request))
         call = request.call
+        target = None if proxies else self.target(call.url)
+        if target is not None:
+            return _as_requests_has_it(request, self.carry(call, target, request.headers.items(), request.exchange))
         if call.body is not None and type(call.body) is not bytes:
-            request.body = WatchedBody(call.body, request)  # type: ignore[assignment]
+            request.body = WatchedBody(call.body, request.exchange)  # type: ignore[assignment]
         return super().send(
             request, stream=stream, timeout=within(call), verify=verify, cert=cert, proxies=proxies
         )
@@ -96,49 +102,48 @@ class Adapter(HTTPAdapter):
         self.pool.close()
         super().close()
 
-    def can_carry(self, request: Request) -> bool:
-        """Tell whether a request is this adapter's own; it may have a proxy all the same."""
-        return _nobody_below() and (self._targets.get(request.call.url) or self._target(request.call.url)) is not None
+    def target(self, url: str) -> Optional[Target]:
+        """Return how to reach an address over connections of our own; ``None`` where that is not to be done.
 
-    def carry(self, request: Request) -> Response:
+        That there is no proxy is for the caller to know.
+        """
+        send: Any = HTTPAdapter.send
+        urlopen: Any = HTTPConnectionPool.urlopen
+        # What is below an adapter has to be requests' and urllib3's own. A proxy object (wrapt) would show the module
+        # of what it wraps.
+        if (
+            type(send) is not FunctionType or send.__globals__ is not _SEND_IN
+            or type(urlopen) is not FunctionType or urlopen.__globals__ is not _URLOPEN_IN
+            or HTTPConnectionPool.ConnectionCls.__module__ != "urllib3.connection"
+            or HTTPSConnectionPool.ConnectionCls.__module__ != "urllib3.connection"
+        ):
+            return None
+        return self._targets.get(url) or self._target(url)
+
+    def carry(
+        self, call: Call, target: Target, headers: Iterable[Tuple[str, str]], exchange: Exchange
+    ) -> Response:
         """Send a request over a connection of our own."""
-        call = request.call
-        target = self._targets[call.url]
-        assert target is not None
         try:
-            fields = field_block(request.headers.items())
+            fields = field_block(headers)
         except ValueError as error:
             raise BadRequestError(str(error), param="headers") from None
-        host = "" if "Host" in request.headers else "Host: %s\r\n" % target.host
+        host = "" if "Host" in call.headers else target.host
         head = "%s %s HTTP/1.1\r\n%s%s\r\n" % (call.method, target.path, host, fields)
-        request.carried = True
-        return self.pool.request(target.origin, call.method, head.encode("latin-1"), call.body, request.exchange)
+        return self.pool.request(target.origin, call.method, head.encode("latin-1"), call.body, exchange)
 
-    def _target(self, url: str) -> Optional[_Target]:
+    def _target(self, url: str) -> Optional[Target]:
         if len(self._targets) >= _URLS:
             self._targets.clear()
         self._targets[url] = target = _taken_apart(url)
         return target
 
 
-def _nobody_below() -> bool:
-    """Tell whether what is below an adapter is requests' and urllib3's own."""
-    send: Any = HTTPAdapter.send
-    urlopen: Any = HTTPConnectionPool.urlopen
-    # A proxy object (wrapt) would show the module of what it wraps.
-    return (
-        type(send) is FunctionType and send.__globals__ is _SEND_IN
-        and type(urlopen) is FunctionType and urlopen.__globals__ is _URLOPEN_IN
-        and HTTPConnectionPool.ConnectionCls.__module__ == "urllib3.connection"
-        and HTTPSConnectionPool.ConnectionCls.__module__ == "urllib3.connection"
-    )
-
-
 _SEND_IN = requests.adapters.__dict__
 _URLOPEN_IN = urllib3.connectionpool.__dict__
 
 
-def _taken_apart(url: str) -> Optional[_Target]:
+def _taken_apart(url: str) -> Optional[Target]:
     """Return how to reach an address, ``None`` for one that is better left to requests."""
     try:
         parts = urlsplit(url)
@@ -155,7 +160,7 @@ def _taken_apart(url: str) -> Optional[_Target]:
     shown = "[%s]" % host if ":" in host else host
     if port not in (None, usual):
         shown = "%s:%d" % (shown, port or 0)
-    return _Target(Origin(parts.scheme, host, port or usual), path, shown)
+    return Target(Origin(parts.scheme, host, port or usual), path, "Host: %s\r\n" % shown)
 
 
 def _as_requests_has_it(request: Request, raw: Response) -> requests.Response:
@@ -173,9 +178,9 @@ def _as_requests_has_it(request: Request, raw: Response) -> requests.Response:
 class WatchedBody:
     """A file on its way through urllib3, which takes what it raises for the connection's."""
 
-    def __init__(self, body: Any, request: Request) -> None:
+    def __init__(self, body: Any, exchange: Exchange) -> None:
         self._body = body
-        self._request = request
+        self._exchange = exchange
         body.rewind()
 
     def __len__(self) -> int:
@@ -186,9 +191,16 @@ class WatchedBody:
         try:
             data: bytes = self._body.read(size)
         except BaseException as error:
-            self._request.raised = error
+            self._exchange.raised = error
             raise
         return data
+
+
+def framed(call: Call) -> Iterable[Tuple[str, str]]:
+    """Return the headers of a call with its body's length."""
+    if call.body is not None:
+        call.headers["Content-Length"] = str(len(call.body))
+    return call.headers.items()
 
 
 def within(call: Call) -> Any:

@@ -54,17 +54,12 @@ _OURS = (TimedOut, NotConnected, HungUp, ProtocolError)
 _ALL = _OURS + _OF_HTTP + (OSError,)
 
 
-def translated(
-    error: Exception, call: "Call", exchange: Exchange, verify: Union[bool, str], carried: bool
-) -> Optional[BridgeError]:
-    """Return our error for one that the connection has raised, ``None`` for one that is not the connection's.
-
-    `carried` says that http1 was at work, and not requests and urllib3, whose errors are of many kinds.
-    """
+def translated(error: Exception, call: "Call", exchange: Exchange, verify: Union[bool, str]) -> Optional[BridgeError]:
+    """Return our error for one that the connection has raised, ``None`` for one that is not the connection's."""
     if isinstance(error, RequestCancelledError):
         error.url, error.request_id = call.url, call.request_id
         return error
-    if not isinstance(error, _OURS if carried else _ALL):
+    if not isinstance(error, _OURS if exchange.carried else _ALL):  # requests' and urllib3's are of many kinds
         return None
     if exchange.cancelled is not None:
         return cancelled_error(exchange.cancelled, call)

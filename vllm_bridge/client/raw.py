@@ -3,30 +3,22 @@
 import socket
 from typing import Any, Optional
 
-import requests
-
 from ..http1.connection import Exchange, HungUp
 
-__all__ = ["RawBody", "was_read"]
-
-
-def was_read(response: requests.Response) -> bool:
-    """Tell whether a hook, or an adapter, has read a response's body already."""
-    consumed: Any = response
-    return bool(consumed._content_consumed)
+__all__ = ["RawBody"]
 
 
 class RawBody:
     """A response's body as it comes, still encoded. What its hooks have read already is read again."""
 
-    def __init__(self, response: requests.Response, exchange: Exchange) -> None:
+    def __init__(self, response: Any, exchange: Exchange) -> None:
         self.ended = False
         self._response = response
         self._raw: Any = response.raw
         self._exchange = exchange
         self._limit: Optional[float] = exchange.limits.silence
         self._sock = _socket_of(self._raw)
-        self._content: Optional[bytes] = response.content if was_read(response) else None
+        self._content: Optional[bytes] = response.content if response._content_consumed else None
         if self._sock is not None:
             exchange.hold(_Hold(self._sock))
 

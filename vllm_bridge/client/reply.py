@@ -4,6 +4,7 @@ import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Protocol, Tuple, TypeVar
 
 from .cancellation import Cancellation
+from .failures import cause_of
 from .retry import parse_retry_after
 from ..errors import (
     APIConnectionError,
@@ -34,8 +35,8 @@ class Call(NamedTuple):
     """One request as the transport takes it.
 
     `timeout` is (connect, read) in seconds, `deadline` an instant of time.monotonic. `client` is who must still be
-    there while the transport waits (see `http1.wait`), `session` a caller's own. With `direct` what
-    needs no proxy goes past requests. `secrets` are what no error may show, beside the credentials among the headers.
+    there while the transport waits (see `http1.wait`), `session` a caller's own. With `direct` what needs no proxy goes
+    past requests. `secrets` are what no error may show, beside the credentials among the headers.
     """
 
     method: str
@@ -105,9 +106,7 @@ def told(error: BridgeError, call: Call, request_id: Optional[str] = None) -> No
 class Body(Protocol):
     """Where the body of an open reply comes from: `http1.pool.Response`, or `raw.RawBody`."""
 
-    @property
-    def ended(self) -> bool:
-        """Whether the body has been read to its end."""
+    ended: bool
 
     def read1(self, size: int = BLOCK) -> bytes:
         """Return what is there of the body, waiting for it; ``b""`` at its end."""
@@ -130,7 +129,7 @@ class OpenReply:
         body: Body,
         exchange: Exchange,
         call: Call,
-        failure: Callable[[Exception], Optional[BaseException]],
+        failure: Callable[[BaseException, Call, Exchange], Optional[BaseException]],
     ) -> None:
         self.status = status
         self.headers = headers
@@ -141,12 +140,14 @@ class OpenReply:
         self._exchange = exchange
         self._failure = failure
         self._content: Callable[[], bytes] = body.read1
+        self._plain = True  # no Content-Encoding
         self._closed = False
         self._reading = False
 
     def decode(self, encoding: str) -> None:
         """Read what is below a Content-Encoding; raises ProtocolError for one that is not known here."""
         self._content = decoded(self._body.read1, encoding)
+        self._plain = False
 
     def read(self) -> bytes:
         """Return some bytes of the body as soon as there are any, ``b""`` at its end.
@@ -164,17 +165,15 @@ class OpenReply:
             self._reading = False
             if self._closed:
                 self._body.close()
-        if not block:
-            if self._exchange.cancelled is not None:
-                raise self._failed(HungUp(self._exchange.cancelled))
-            self._end()
+        if not block and self._exchange.cancelled is not None:
+            raise self._failed(HungUp(self._exchange.cancelled))
         return block
 
-    def read_all(self, enough: Optional[int] = None) -> bytes:
-        """Return the rest of the body, or what there is after `enough` bytes of it; `MAX_BODY` is an error."""
+    def read_all(self) -> bytes:
+        """Return the rest of the body; more than `MAX_BODY` bytes are an error."""
         blocks: List[bytes] = []
         size = 0
-        while enough is None or size < enough:
+        while True:
             block = self.read()
             if not block:
                 break
@@ -182,6 +181,8 @@ class OpenReply:
             size += len(block)
             if size > MAX_BODY:
                 raise self._failed(ProtocolError(400, "it is longer than %d bytes" % MAX_BODY))
+            if self._plain and self._body.ended:
+                break
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def error(self) -> BridgeError:
@@ -245,9 +246,6 @@ class OpenReply:
             self._exchange.cancel(_CLOSED)  # wakes a thread that reads, which then closes
             if not self._reading:
                 self._body.close()
-        self._end()
-
-    def _end(self) -> None:
         if self._call.cancel is not None:
             self._call.cancel.discard(self._exchange)
 
@@ -255,11 +253,8 @@ class OpenReply:
         """Return the error to raise; unless a silence may still end, the connection is closed."""
         if not (isinstance(error, TimedOut) and error.which == "silence"):
             self._body.close()
-            self._end()
-        if not isinstance(error, Exception):
-            return error
-        failure = self._failure(error)
+        failure = self._failure(error, self._call, self._exchange)
         if failure is None:
             return error
-        failure.__cause__ = error
+        failure.__cause__ = cause_of(error, self._call)
         return failure

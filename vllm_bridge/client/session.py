@@ -13,17 +13,16 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import requests
-from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers, select_proxy
 
-from .adapter import OwnSession, Request, WatchedBody, within
-from .failures import bad_proxy, cancelled_error, cause_of, foreign_within, translated
-from .raw import RawBody, was_read
+from .adapter import OwnSession, Request, WatchedBody, framed, within
+from .failures import bad_proxy, cause_of, foreign_within, translated
+from .raw import RawBody
 from .reply import Call, OpenReply, Reply
 from ..config.settings import NetworkConfig, ProxyConfig
 from ..config.validate import bypasses_proxy, is_this_machine
 from ..errors import APIConnectionError
-from ..http1.connection import Exchange
+from ..http1.connection import Exchange, HungUp
 from ..http1.limits import Limits
 from ..http1.pool import Response
 from .retry import CONNECTION_NOT_MADE
@@ -66,20 +65,15 @@ class Transport:
     def open(self, call: Call) -> OpenReply:
         """Make a request and return its reply with the body still to be read; error statuses are raised."""
         exchange = Exchange(Limits(call.timeout[0], call.timeout[1], call.deadline), call.client)
-        cancel = call.cancel
-        if cancel is not None:
-            cancel.add(exchange)
-            if exchange.cancelled is not None:
-                cancel.discard(exchange)
-                raise cancelled_error(exchange.cancelled, call)
-        request = Request(call, exchange)
+        if call.cancel is not None:
+            call.cancel.add(exchange)
         try:
-            reply = self._opened(request, call, exchange)
+            reply = self._opened(call, exchange)
         except BaseException as error:
             exchange.drop()
-            if cancel is not None:
-                cancel.discard(exchange)
-            failure = self._failure(request, error)
+            if call.cancel is not None:
+                call.cancel.discard(exchange)
+            failure = self._failure(error, call, exchange)
             if failure is None:
                 raise
             raise failure from cause_of(error, call)
@@ -98,43 +92,37 @@ class Transport:
         """Close the idle connections that are too old or have ended."""
         self._session().adapter.pool.tidy()
 
-    def _opened(self, request: "Request", call: Call, exchange: Exchange) -> OpenReply:
-        def failure(error: Exception) -> Optional[BaseException]:
-            return self._failure(request, error)
-
-        response = self._exchanged(request, call)
-        if isinstance(response, requests.Response) and isinstance(response.raw, Response):
-            if not was_read(response):  # by a hook
-                response = response.raw
-        if isinstance(response, Response):
-            reply = OpenReply(response.status, response.fields, response, exchange, call, failure)
+    def _opened(self, call: Call, exchange: Exchange) -> OpenReply:
+        response: Any = None
+        if exchange.cancelled is not None:
+            raise HungUp(exchange.cancelled)
+        if call.session is not None:
+            response = _by_session(call, exchange)
+        else:
+            session = self._session()
+            route = self._routes.get((call.method, call.url)) or self._route(call.method, call.url)
+            target = session.adapter.target(call.url) if call.direct and not route.proxies else None
+            if target is not None:
+                response = session.adapter.carry(call, target, framed(call), exchange)
+            else:
+                response = session.send(
+                    Request(route.prepared, call, exchange), stream=True, timeout=call.timeout, verify=self._verify,
+                    proxies=route.proxies, allow_redirects=False,
+                )
+                # A hook may have read the body already: then it is where the hook has left it.
+                if type(response.raw) is Response and not response._content_consumed:
+                    response = response.raw
+        if type(response) is Response:
+            reply = OpenReply(response.status, response.fields, response, exchange, call, self._failure)
         else:
             body = RawBody(response, exchange)
             headers = {name.lower(): value for name, value in response.headers.items()}
-            reply = OpenReply(response.status_code, headers, body, exchange, call, failure)
+            reply = OpenReply(response.status_code, headers, body, exchange, call, self._failure)
             if body.decoded:
                 return reply
-        encoding = reply.headers.get("content-encoding")
-        if encoding is not None:
-            reply.decode(encoding)
+        if "content-encoding" in reply.headers:
+            reply.decode(reply.headers["content-encoding"])
         return reply
-
-    def _exchanged(self, request: "Request", call: Call) -> Union[Response, requests.Response]:
-        if call.session is not None:
-            return _by_session(call.session, request)
-        session = self._session()
-        route = self._routes.get((call.method, call.url)) or self._route(call.method, call.url)
-        request.__dict__.update(route.prepared)  # what copy() does, less its cookies and headers
-        request.headers = headers = CaseInsensitiveDict(call.headers)
-        request.body = call.body
-        if call.body is not None:
-            headers["Content-Length"] = str(len(call.body))
-        if call.direct and not route.proxies and session.adapter.can_carry(request):
-            return session.adapter.carry(request)
-        return session.send(
-            request, stream=True, timeout=call.timeout, verify=self._verify, proxies=route.proxies,
-            allow_redirects=False,
-        )
 
     def _session(self) -> "OwnSession":
         pid, session = self._own
@@ -149,15 +137,15 @@ class Transport:
         weakref.finalize(self, session.close)
         return session
 
-    def _failure(self, request: "Request", error: BaseException) -> Optional[BaseException]:
+    def _failure(self, error: BaseException, call: Call, exchange: Exchange) -> Optional[BaseException]:
         """Return what to raise in the place of an error; ``None`` is the error itself."""
         if not isinstance(error, Exception):
             return None
-        if not request.carried:
-            foreign = request.raised or foreign_within(error)
+        if not exchange.carried:
+            foreign = exchange.raised or foreign_within(error)
             if foreign is not None:
                 return None if foreign is error else foreign
-        return translated(error, request.call, request.exchange, self._verify, request.carried)
+        return translated(error, call, exchange, self._verify)
 
     # ------------------------------------------------------------ proxies and certificates
 
@@ -219,12 +207,12 @@ def _by_proxy(call: Call) -> APIConnectionError:
 _DEFAULTS = default_headers()
 
 
-def _by_session(session: requests.Session, request: Request) -> requests.Response:
+def _by_session(call: Call, exchange: Exchange) -> requests.Response:
     """Send by a caller's session, whose own settings win over what we would only prefer."""
-    call = request.call
+    session: requests.Session = call.session
     body = call.body
     if body is not None and type(body) is not bytes:
-        body = WatchedBody(body, request)
+        body = WatchedBody(body, exchange)
     headers = {
         name: value for name, value in call.headers.items()
         if name not in _DEFAULTS or session.headers.get(name) in (None, _DEFAULTS[name])

@@ -54,19 +54,24 @@ class Exchange:
     it. Closing it is always the exchange's own.
     """
 
-    __slots__ = ("limits", "client", "cancelled", "connection", "_held")
+    __slots__ = ("limits", "client", "cancelled", "carried", "raised", "connection", "_held")
 
     def __init__(self, limits: Limits, client: wait.Client = None) -> None:
         self.limits = limits
         self.client = client
         self.cancelled: Optional[str] = None  # why it was broken off
+        self.carried = False  # by a connection of ours, not urllib3's
+        self.raised: Optional[BaseException] = None  # by the caller's file, while urllib3 read it
         self.connection: Optional["Connection"] = None
         self._held: List[Held] = []
 
     def attach(self, connection: "Connection") -> None:
         """Take a connection, unless the exchange has been broken off."""
+        self.carried = True
         self.connection = connection
-        self.hold(connection)
+        self._held.append(connection)
+        if self.cancelled is not None:
+            raise HungUp(self.cancelled)
 
     def hold(self, held: Held) -> None:
         """Let whoever cancels the exchange shut that down; raises HungUp if it has been broken off."""

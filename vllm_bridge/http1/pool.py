@@ -49,6 +49,7 @@ class Pool:
         what is no response, and what reading the body raises. Only what cannot have been taken is sent again: on a kept
         connection, where writing fails or an end comes at once.
         """
+        exchange.carried = True
         connection = self.take(origin)
         try:
             if connection is not None:
@@ -132,7 +133,10 @@ class Pool:
     ) -> "Response":
         unsent: Optional[HungUp] = None
         try:
-            _write(connection, head, body, exchange)
+            if type(body) is bytes and len(body) <= BLOCK:
+                connection.send(head + body, exchange)  # in one write
+            else:
+                _write(connection, head, body, exchange)
         except HungUp as error:
             unsent = error  # the server may have answered before it closed: an error, most likely
         try:
@@ -157,14 +161,9 @@ class _Stale(_Ended):
 
 
 def _write(connection: Connection, head: bytes, body: Any, exchange: Exchange) -> None:
-    if body is None:
+    if body is None or type(body) is bytes:
         connection.send(head, exchange)
-    elif type(body) is bytes:
-        if len(body) <= BLOCK:  # head and body leave in one write
-            connection.send(head + body, exchange)
-        else:
-            connection.send(head, exchange)
-            connection.send(body, exchange)
+        connection.send(body or b"", exchange)
     else:
         body.rewind()
         connection.send(head, exchange)
@@ -211,11 +210,13 @@ def _collected(connection: Connection, data: bytes, exchange: Exchange) -> Tuple
 class Response:
     """A response whose head has arrived and whose body is read as it comes; what requests calls ``raw``.
 
-    At the body's end the connection goes back to the pool. `read` and what stands below it are there for what looks at
-    a requests.Response: hooks and instrumentation.
+    At the body's end (``ended``) the connection goes back to the pool. `read` and what stands below it are there for
+    what looks at a requests.Response: hooks and instrumentation.
     """
 
-    __slots__ = ("status", "reason", "fields", "version", "_pool", "_exchange", "_head", "_reader", "_rest", "_fault")
+    __slots__ = (
+        "status", "reason", "fields", "version", "ended", "_pool", "_exchange", "_keep", "_reader", "_rest", "_fault",
+    )
 
     def __init__(self, pool: Pool, exchange: Exchange, head: ResponseHead, rest: bytes) -> None:
         self.status = head.status
@@ -224,11 +225,12 @@ class Response:
         self.version = 11 if head.version == "HTTP/1.1" else 10
         self._pool = pool
         self._exchange = exchange
-        self._head = head
+        self._keep = head.keep_alive
         self._rest = rest  # received, still to be taken apart
         self._fault: Optional[ProtocolError] = None
         self._reader: Reader = reader(head)
-        if self._reader.finished:
+        self.ended = self._reader.finished
+        if self.ended:
             self._finish(rest)
 
     def read1(self, size: int = BLOCK) -> bytes:
@@ -237,7 +239,7 @@ class Response:
         Raises TimedOut, after which it can be read on, HungUp and ProtocolError.
         """
         body = self._reader
-        while not body.finished:
+        while not self.ended:
             if self._fault is not None:
                 raise self._fault
             data = self._rest
@@ -251,19 +253,15 @@ class Response:
                 self._fault = fault
                 block = fault.before
             if body.finished:
+                self.ended = True
                 self._finish(body.rest)
             if block:
                 return block
         return b""
 
-    @property
-    def ended(self) -> bool:
-        """Whether the body has been read to its end."""
-        return self._reader.finished
-
     def close(self) -> None:
         """Close the connection, unless the body was read to its end and it is another's."""
-        if not self._reader.finished:
+        if not self.ended:
             self._exchange.drop()
 
     def _received(self, size: int) -> bytes:
@@ -283,7 +281,7 @@ class Response:
     def _finish(self, rest: bytes) -> None:
         exchange = self._exchange
         # Bytes that belong to no response: what comes next on this connection is not to be trusted.
-        if rest or not self._head.keep_alive:
+        if rest or not self._keep:
             exchange.drop()
             return
         connection = exchange.connection
@@ -298,7 +296,7 @@ class Response:
     @property
     def closed(self) -> bool:
         """Whether nothing is left to be read."""
-        return self._reader.finished or self._exchange.connection is None
+        return self.ended or self._exchange.connection is None
 
     def read(self, amt: Optional[int] = None, decode_content: Optional[bool] = None) -> bytes:
         """Return what there is of the body; all of it without `amt`."""

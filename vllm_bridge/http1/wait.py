@@ -18,7 +18,7 @@ __all__ = ["Client", "has_left", "readable", "writable"]
 Client = Union[None, socket.socket, Callable[[], bool]]
 
 _SLICE = 0.05  # seconds between two questions whether the client is still there
-_LONGEST = 86400.0  # seconds; poll counts milliseconds in an int
+_LONGEST = 86400.0  # seconds; more is for ever, for poll counts milliseconds in an int
 
 
 def readable(sock: socket.socket, seconds: Optional[float], client: Client = None) -> bool:
@@ -36,47 +36,41 @@ def writable(sock: socket.socket, seconds: Optional[float], client: Client = Non
 
 
 def _wait(sock: socket.socket, seconds: Optional[float], client: Client, writing: bool) -> bool:
-    end = None if seconds is None else time.monotonic() + seconds
     number = sock.fileno()
-    if number < 0:
-        return True
-    once, asked = _waiting(number, client, writing)
+    kind: Any = getattr(select, "poll", None)  # not on Windows, nor under eventlet
+    if number < 0 or kind is None:
+        return number < 0 or _in_slices(lambda left: _selected(number, left, writing), seconds, client)
+    poll = kind()
+    poll.register(number, select.POLLOUT if writing else select.POLLIN)
+    other = -1
+    if client is not None:
+        # gevent's poll knows of reading and writing only.
+        if not isinstance(client, socket.socket) or not hasattr(select, "POLLRDHUP") or kind.__module__ != "select":
+            return _in_slices(lambda left: poll.poll(left * 1000), seconds, client)
+        other = client.fileno()
+        if other < 0:
+            raise _left()
+        poll.register(other, select.POLLRDHUP)
+    # A signal does not end the poll, and does not make it longer (PEP 475).
+    ready = poll.poll(None if seconds is None or seconds > _LONGEST else max(0.0, seconds) * 1000)
+    if other >= 0 and any(each == other for each, _ in ready):
+        raise _left()
+    return bool(ready)
+
+
+def _in_slices(once: Callable[[float], Any], seconds: Optional[float], client: Client) -> bool:
+    """Wait as `once` does, and look for the client in between."""
+    longest = _LONGEST if client is None else _SLICE
+    end = None if seconds is None else time.monotonic() + seconds
     left = seconds
-    while True:
-        longest = _SLICE if asked else _LONGEST
-        if once(longest if left is None or left > longest else max(0.0, left)):
-            return True
-        if asked and has_left(client):
+    while not once(longest if left is None or left > longest else max(0.0, left)):
+        if has_left(client):
             raise _left()
         if end is not None:
             left = end - time.monotonic()
             if left <= 0:
                 return False
-
-
-def _waiting(number: int, client: Client, writing: bool) -> Any:
-    """Return a function that waits once, at most so many seconds, and whether the client must be asked in between."""
-    kind: Any = getattr(select, "poll", None)  # not on Windows, nor under eventlet
-    if kind is None:
-        return lambda seconds: _selected(number, seconds, writing), client is not None
-    poll = kind()
-    poll.register(number, select.POLLOUT if writing else select.POLLIN)
-    # gevent's poll knows of reading and writing only.
-    if not isinstance(client, socket.socket) or not hasattr(select, "POLLRDHUP") or kind.__module__ != "select":
-        return lambda seconds: bool(poll.poll(seconds * 1000)), client is not None
-    other = client.fileno()
-    if other < 0:
-        raise _left()
-    poll.register(other, select.POLLRDHUP)
-
-    def both(seconds: float) -> bool:
-        ready = poll.poll(seconds * 1000)
-        for each, _ in ready:
-            if each == other:
-                raise _left()
-        return bool(ready)
-
-    return both, False
+    return True
 
 
 def _selected(number: int, seconds: float, writing: bool) -> bool:
