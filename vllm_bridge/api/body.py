@@ -149,10 +149,13 @@ def object_of(body: bytes, operation: str = "", **fields: Any) -> Dict[str, Any]
         raise undecodable("the server sent no JSON object", text, payload=payload, **fields)
     name, member = _SHAPES.get(operation, ("", ""))
     items = payload.get(name) if name else []
-    if not isinstance(items, list) or (items and not any(isinstance(item, dict) and member in item for item in items)):
-        text = body.decode("utf-8", "replace")
-        raise undecodable("the server sent no answer to %s" % operation, text, payload=payload, **fields)
-    return payload
+    for item in items if isinstance(items, list) else (None,):
+        if isinstance(item, dict) and member in item:
+            return payload
+    if items == []:
+        return payload
+    text = body.decode("utf-8", "replace")
+    raise undecodable("the server sent no answer to %s" % operation, text, payload=payload, **fields)
 
 
 # ---------------------------------------------------------------- a client's JSON, read strictly

@@ -19,6 +19,7 @@ _GUIDED = {
     "guided_choice": "choice",
     "guided_grammar": "grammar",
 }
+_CHANGED = frozenset(("reasoning", "reasoning_content", "tool_calls"))  # of a message, as it goes up
 
 
 def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
@@ -27,12 +28,14 @@ def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
     ``reasoning`` and ``reasoning_content`` of assistant messages are mirrored onto each other, arguments ``""`` of
     their calls are ``{}``, ``guided_*`` become ``structured_outputs`` with a `DeprecationWarning`; all else stays.
     """
-    body = rename_guided(body)
-    messages = body.get("messages")
-    if isinstance(messages, (list, tuple)):
-        prepared = [_prepared(message) if isinstance(message, dict) else message for message in messages]
-        if any(new is not old for new, old in zip(prepared, messages)):
-            body["messages"] = prepared
+    body = dict(body) if _GUIDED.keys().isdisjoint(body) else rename_guided(body)
+    messages: Any = body.get("messages")
+    for message in messages if isinstance(messages, (list, tuple)) else ():
+        if isinstance(message, dict) and not _CHANGED.isdisjoint(message):
+            prepared = [_prepared(each) if isinstance(each, dict) else each for each in messages]
+            if any(new is not old for new, old in zip(prepared, messages)):
+                body["messages"] = prepared
+            break
     return body
 
 
@@ -100,14 +103,20 @@ def normalise(payload: Dict[str, Any]) -> Dict[str, Any]:
 
     Raises `InternalServerError` when the server aborted the generation.
     """
-    for choice in objects(payload.get("choices")):
-        check_finish(choice, payload)
-        without_empty_ends(choice)
+    choices = payload.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        if choice.get("finish_reason") != "stop" or choice.get("stop_reason") is not None:
+            check_finish(choice, payload)
+            without_empty_ends(choice)
         message = choice.get("message")
         if isinstance(message, dict):
-            _mirror(message)
-            for call in objects(message.get("tool_calls")):
-                _flag(call, choice.get("finish_reason"))
+            if (message.get("reasoning") is None) != (message.get("reasoning_content") is None):
+                _mirror(message)
+            if message.get("tool_calls"):
+                for call in objects(message["tool_calls"]):
+                    _flag(call, choice.get("finish_reason"))
     return payload
 
 
