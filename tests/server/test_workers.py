@@ -13,8 +13,10 @@ from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 
+from serving import TEXT, App
 from vllm_bridge.server import workers
-from vllm_bridge.server.listener import GatewayServer, listen
+from vllm_bridge.server.listener import Server, listen
+from vllm_bridge.server.request import Answer
 
 LONG = 30.0
 
@@ -22,18 +24,20 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 SCRIPT = """
 import logging, os, sys, time
-from vllm_bridge.server.listener import GatewayServer, listen
+sys.path[:0] = ["tests"]
+from serving import TEXT, Answer, App, Server
+from vllm_bridge.server import listener
+from vllm_bridge.server.listener import listen
 from vllm_bridge.server.workers import run
+
+listener._LAST_WORDS = 0.1
 
 logging.basicConfig(format="%(message)s")
 
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    if environ["PATH_INFO"] == "/slow":
-        return slow()
-    if environ["PATH_INFO"] == "/crash":
+def answer(request):
+    if request.path == "/crash":
         os._exit(9)
-    return [b"%d %d" % (os.getpid(), INDEX)]
+    return Answer(200, TEXT, slow() if request.path == "/slow" else b"%d %d" % (os.getpid(), INDEX))
 
 def slow():
     yield b"start"
@@ -45,7 +49,7 @@ def make_server(sock, index):
     INDEX = index
     if index == 1 and "broken" in sys.argv:
         raise ValueError("cannot be made")
-    return GatewayServer(app, sock=sock, multiprocess=True)
+    return Server(App(answer), sock=sock, multiprocess=True)
 
 sock = listen("127.0.0.1", 0)
 print(sock.getsockname()[1], flush=True)
@@ -226,9 +230,7 @@ def test_a_worker_that_cannot_start_ends_all(family: Any) -> None:
 # ---------------------------------------------------------------- in this process
 
 
-def app(environ: Any, start_response: Any) -> List[bytes]:
-    start_response("200 OK", [])
-    return [b"ok"]
+app = App(lambda request: Answer(200, TEXT, b"ok"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -247,7 +249,7 @@ def test_one_worker_serves_in_this_process(number: signal.Signals) -> None:
     seen: List[bytes] = []
     thread = threading.Thread(target=ask_and_stop)
     thread.start()
-    assert workers.run(lambda sock, index: GatewayServer(app, sock=sock), sock) == 0
+    assert workers.run(lambda sock, index: Server(app, sock=sock), sock) == 0
     thread.join(LONG)
     assert seen[0].endswith(b"\r\n\r\nok") and seen[1] == b""
     assert signal.getsignal(number) is before
@@ -259,11 +261,11 @@ def test_a_worker_stops_when_its_lifeline_ends() -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             ours.close() if not shut else theirs.shutdown(socket.SHUT_RDWR)
-            assert workers._serve(GatewayServer(app), theirs) == 0
+            assert workers._serve(Server(app), theirs) == 0
             ours.close()
     closed = socket.socket()
     closed.close()
-    assert workers._serve(GatewayServer(app), closed) == 0
+    assert workers._serve(Server(app), closed) == 0
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -298,7 +300,7 @@ def test_the_parent_replaces_and_stops(monkeypatch: Any, caplog: Any) -> None:
         if len(started) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert workers.run(lambda *args: GatewayServer(app), listen("127.0.0.1", 0), 2, worker_started=worker_started) == 0
+    assert workers.run(lambda *args: Server(app), listen("127.0.0.1", 0), 2, worker_started=worker_started) == 0
     assert sorted(started) == [0, 0, 1, 1] and not fork.scripts
     assert "died of exit code 7" in caplog.text and "died of signal 9" in caplog.text
 
@@ -315,14 +317,14 @@ def test_the_parent_kills_who_does_not_stop(monkeypatch: Any, caplog: Any) -> No
             os.kill(os.getpid(), signal.SIGINT)
 
     sock = listen("127.0.0.1", 0)
-    assert workers.run(lambda *args: GatewayServer(app), sock, 2, graceful_timeout=0, before_fork=before_fork) == 0
+    assert workers.run(lambda *args: Server(app), sock, 2, graceful_timeout=0, before_fork=before_fork) == 0
     assert sock.fileno() == -1
     assert not [record for record in caplog.records if record.levelno > logging.ERROR]
 
 
 def test_the_parent_gives_up_on_a_worker_that_cannot_start(monkeypatch: Any, caplog: Any) -> None:
     Fork(monkeypatch, "os._exit(3)")
-    assert workers.run(lambda *args: GatewayServer(app), listen("127.0.0.1", 0), 2) == 1
+    assert workers.run(lambda *args: Server(app), listen("127.0.0.1", 0), 2) == 1
     assert "cannot start" in caplog.text
 
 

@@ -1,152 +1,107 @@
-"""A request's body, as an application reads it: ``wsgi.input``."""
+"""The body of a request, received from the client while the application reads it."""
 
-from typing import Callable, Iterator, List, Optional
+import socket
+import time
+from typing import Iterator
 
-from ..http1.chunked import ChunkedDecoder
-from ..http1.head import ProtocolError
+from ..errors import RequestCancelledError
+from ..http1 import wait
+from ..http1.body import reader
+from ..http1.head import ProtocolError, RequestHead
 
-__all__ = ["BodyError", "RequestBody"]
+__all__ = ["RequestBody"]
 
-
-class BodyError(OSError):
-    """The body cannot be read: too slow (408), too long (413), broken or cut (400).
-
-    An application lets it pass; the server answers with ``status`` and closes the connection.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
+_BLOCK = 256 * 1024
+_SKIPPED = 64 * 1024  # bytes of an unread body that are read to keep the connection
+_SLOWEST = 512  # bytes a second below which a client is cut off
 
 
 class RequestBody:
-    """Read the body of one request and not a byte more.
+    """Read the body of one request and not a byte more: a `request.Body`.
 
-    `more` returns the next bytes of the connection, never none, or raises BodyError; `give_back` takes what
-    came after the body. `length` is ``None`` for a chunked body, of which `most` bytes are accepted.
+    `data` is what came with the head; `silence` is how many seconds the client may send nothing. ``rest`` is what
+    came after the body.
     """
 
-    __slots__ = ("failed", "_more", "_give_back", "_left", "_decoder", "_most", "_ready")
+    __slots__ = ("_sock", "_reader", "_length", "_data", "_silence", "_waited", "_received", "_wants_leave", "_broken")
 
-    def __init__(
-        self,
-        more: Callable[[], bytes],
-        give_back: Callable[[bytes], None],
-        length: Optional[int],
-        most: Optional[int] = None,
-    ) -> None:
-        self.failed = False
-        self._more = more
-        self._give_back = give_back
-        self._left = length or 0
-        self._decoder = ChunkedDecoder() if length is None else None
-        self._most = most
-        self._ready = b""  # decoded, not yet read by the application
+    def __init__(self, sock: socket.socket, head: RequestHead, data: bytes, silence: float) -> None:
+        self._sock = sock
+        self._reader = reader(head)
+        self._length = head.body_length
+        self._data = data
+        self._silence = silence
+        self._waited = 0.0  # seconds
+        self._received = 0  # bytes of the body that the reader has seen
+        self._wants_leave = head.expect_continue and not data  # a client that sends it along needs no 100 Continue
+        self._broken = False
+
+    def read(self, limit: int) -> bytes:
+        """Return all of it."""
+        blocks = list(self.blocks(limit))
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+    def blocks(self, limit: int) -> Iterator[bytes]:
+        """Yield it as it arrives."""
+        if self._length is not None and self._length > limit:
+            raise _too_long(limit)
+        size = 0
+        while not self._reader.finished:
+            block = self._next()
+            size += len(block)
+            if size > limit:
+                raise _too_long(limit)
+            if block:
+                yield block
 
     @property
-    def unread(self) -> Optional[int]:
-        """How many bytes are still to come from the connection, ``None`` if that is not known."""
-        if self._decoder is None or self._decoder.finished:
-            return self._left
-        return None
+    def skippable(self) -> bool:
+        """Whether the rest, if there is any, is short enough to be skipped for the next request."""
+        if self._reader.finished:
+            return True
+        if self._broken or self._wants_leave or self._length is None:
+            return False
+        return self._length - self._received <= _SKIPPED
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it has been received."""
+        return self._reader.finished
+
+    def skip(self) -> bytes:
+        """Read and forget the rest of the body; return what came after it. Raises ProtocolError."""
+        while not self._reader.finished:
+            self._next()
+        return self._reader.rest or self._data
 
     def _next(self) -> bytes:
-        """Return the next piece of the body, ``b""`` at its end."""
-        if self._ready:
-            piece, self._ready = self._ready, b""
-            return piece
-        if self.failed:
-            raise BodyError(400, "the request body could not be read")
-        try:
-            return self._known_length() if self._decoder is None else self._chunked(self._decoder)
-        except OSError:
-            self.failed = True
-            raise
+        if self._broken:
+            raise ProtocolError(400, "the request body could not be read")
+        self._broken = True  # until it has come out well
+        data, self._data = self._data or self._receive(), b""
+        self._received += len(data)
+        block = self._reader.feed(data)
+        self._broken = False
+        return block
 
-    def _known_length(self) -> bytes:
-        if not self._left:
-            return b""
-        data = self._more()
-        if len(data) > self._left:
-            self._give_back(data[self._left:])
-            data = data[:self._left]
-        self._left -= len(data)
+    def _receive(self) -> bytes:
+        started = time.monotonic()
+        try:
+            if self._wants_leave:
+                self._wants_leave = False
+                self._sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if not wait.readable(self._sock, self._silence):
+                raise ProtocolError(408, "nothing of the request body arrived for %g seconds" % self._silence)
+            data = self._sock.recv(_BLOCK)
+        except OSError as error:
+            raise RequestCancelledError("the client left inside its body") from error
+        if not data:
+            raise ProtocolError(400, "the connection ended inside the request body")
+        self._waited += time.monotonic() - started
+        if self._waited > self._silence + self._received / _SLOWEST:
+            raise ProtocolError(408, "the request body arrives too slowly")
         return data
 
-    def _chunked(self, decoder: ChunkedDecoder) -> bytes:
-        while not decoder.finished:
-            try:
-                piece = decoder.feed(self._more())
-            except ProtocolError as error:
-                raise BodyError(error.status, error.message) from None
-            if self._most is not None:
-                self._most -= len(piece)
-                if self._most < 0:
-                    raise BodyError(413, "the request body is longer than this server accepts")
-            if decoder.finished:
-                self._give_back(decoder.rest)
-            if piece:
-                return piece
-        return b""
 
-    def read(self, size: Optional[int] = -1) -> bytes:
-        """Return `size` bytes, fewer at the end of the body; everything if negative or absent."""
-        if size is None or size < 0:
-            pieces = list(iter(self._next, b""))
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces = []
-        while size > 0:
-            piece = self._next()
-            if not piece:
-                break
-            if len(piece) > size:
-                self._ready = piece[size:]
-                piece = piece[:size]
-            pieces.append(piece)
-            size -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def readline(self, size: Optional[int] = -1) -> bytes:
-        """Return the bytes up to and with the next newline, at most `size` if it is not negative."""
-        room = -1 if size is None or size < 0 else size
-        pieces: List[bytes] = []
-        while room:
-            piece = self._next()
-            if not piece:
-                break
-            end = piece.find(b"\n") + 1 or len(piece)
-            if 0 <= room < end:
-                end = room
-            pieces.append(piece[:end])
-            self._ready = piece[end:]
-            room -= end if room > 0 else 0
-            if pieces[-1].endswith(b"\n"):
-                break
-        return b"".join(pieces)
-
-    def readlines(self, hint: Optional[int] = -1) -> List[bytes]:
-        """Return the remaining lines, or enough of them to pass `hint` bytes."""
-        lines: List[bytes] = []
-        total = 0
-        for line in self:
-            lines.append(line)
-            total += len(line)
-            if hint is not None and 0 < hint <= total:
-                break
-        return lines
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.readline, b"")
-
-    def drain(self) -> bool:
-        """Read and forget what the application left; tell whether the body was whole."""
-        try:
-            while self._next():
-                pass
-        except OSError:
-            return False
-        return True
+def _too_long(limit: int) -> ProtocolError:
+    return ProtocolError(413, "the request body is longer than the %d bytes that this server accepts" % limit)

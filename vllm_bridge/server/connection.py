@@ -1,191 +1,109 @@
-"""One client connection: requests in, the application's replies out."""
+"""One client's connection: requests in, the application's answers out, all on the connection's own thread."""
 
-import json
 import logging
-import sys
+import socket
 import time
+from http.client import responses as _PHRASES
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional, Tuple
 
-from ..errors import APIStatusError, error_to_payload
-from ..http1.head import ProtocolError, RequestHead, find_head_end, parse_request_head
-from .body import BodyError, RequestBody
-from .channel import Channel
-from .reply import Reply
+from ..errors import RequestCancelledError
+from ..http1 import wait
+from ..http1.head import ProtocolError, RequestHead, field_block, find_head_end, parse_request_head
+from .body import RequestBody
+from .request import Answer, Request
 
 if TYPE_CHECKING:
-    from .listener import GatewayServer
+    from .listener import Server
 
 __all__ = ["Connection"]
 
 logger = logging.getLogger("vllm_bridge.gateway")
 
-_HEAD_READ = 64 * 1024
-_BODY_READ = 256 * 1024
-_DRAINED = 64 * 1024  # bytes of an unread body that are read to keep the connection
-_SLOWEST = 512  # bytes a second below which a sender of a body is cut off
+_BLOCK = 64 * 1024
+_JOINED = 64 * 1024  # bytes of a body up to which it leaves in one write with its head
+_LINGER = 5.0  # seconds in all that a client whose connection ends may go on sending
+_LINGER_IDLE = 1.0  # seconds of silence after which it has understood
 
-_PHRASES = {
-    400: "Bad Request", 408: "Request Timeout", 413: "Content Too Large", 414: "URI Too Long",
-    417: "Expectation Failed", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
-    501: "Not Implemented", 503: "Service Unavailable", 505: "HTTP Version Not Supported",
-}
-_CODES = {408: "request_timeout", 413: "request_too_large", 500: "internal_error", 503: "too_many_connections"}
 
-# Names of headers → keys of the environ. None: not handed over. A name with an underscore would meet its
-# twin with a hyphen under one key, and HTTP_PROXY would be read as a proxy setting by libraries.
-_KEYS: Dict[str, Optional[str]] = {
-    "content-length": "CONTENT_LENGTH", "content-type": "CONTENT_TYPE", "proxy": None,
-}
-_KEYS_KEPT = 500
+class _Left(Exception):
+    """The client has left, or takes nothing."""
+
+
+class _Begun(NamedTuple):
+    """An answer as far as the application has to be asked before anything leaves."""
+
+    answer: Answer
+    fields: str
+    first: bytes  # the whole body, or its first block
+    blocks: Optional[Iterator[bytes]]  # those that follow
 
 
 class Connection(BaseHTTPRequestHandler):
     """Serve the requests of one connection in order; ``http.server`` calls it in a thread of its own.
 
-    Heads are read by http1.py instead of ``parse_request``, and the WSGI application answers instead of
-    the ``do_`` methods.
+    Heads are read by `http1.head` instead of ``parse_request``, and the application answers instead of ``do_`` methods.
     """
 
-    server: "GatewayServer"
+    server: "Server"
+    connection: socket.socket
 
     def setup(self) -> None:
         self.connection = self.request
-        self._channel = Channel(self.request, self.server.write_timeout)
-        self._buffer = b""  # received and not yet used
-        self._waited = 0.0  # seconds spent waiting for the body of this request
-        self._received = 0  # bytes of it
-        self._continue = False  # the client waits for 100 Continue
-        self._unread = False  # input may be left that the client is still sending
-        self._base: Dict[str, Any] = dict(
-            self.server.base_environ, REMOTE_ADDR=str(self.client_address[0]), REMOTE_PORT=str(self.client_address[1])
-        )
-        self._base["wsgi.errors"] = sys.stderr
-        self._base["vllm_bridge.socket"] = self.request
-
-    def handle(self) -> None:
+        self._client = str(self.client_address[0])
+        self._data = b""  # received and not yet used
+        self._served = False
+        self._unread = False  # the client may be sending what nobody will read
         try:
-            if self.server.is_refused(self.request):
-                self._refuse(503, "this gateway has all the connections it may have open; try again later")
-            else:
-                served = 0
-                while self._serve_one(served):
-                    served += 1
-        except (ProtocolError, BodyError) as error:
-            self._refuse(error.status, error.message)
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
-            pass  # the client has gone, or takes nothing
+            pass  # a client that has gone
+
+    def handle_one_request(self) -> None:
+        """Answer the next request; leave ``close_connection`` True unless another may follow."""
+        self.close_connection = True
+        try:
+            head = self._read_head()
+        except ProtocolError as error:
+            self._unread = True
+            request = Request("", "", "HTTP/1.1", {}, self._client, _NO_BODY)
+            self._deliver(request, self._refused(request, error.status, error.message), False)
+            return
+        except OSError:
+            return  # the client has gone
+        if head is not None:
+            self._serve(head)
 
     def finish(self) -> None:
-        if (self._unread or self._buffer) and not self.server.stopping:
-            self._channel.linger()
-
-    # ------------------------------------------------------------ one request
-
-    def _serve_one(self, served: int) -> bool:
-        """Answer the next request; tell whether another may follow."""
-        head = self._read_head(served)
-        if head is None:
-            return False
-        most = self.server.max_body
-        if most is not None and (head.body_length or 0) > most:
-            raise BodyError(413, "the request body is longer than the %d bytes that this server accepts" % most)
-        body = RequestBody(self._more_body, self._give_back, head.body_length, most)
-        self._continue = head.expect_continue
-        self._waited, self._received = 0.0, 0
-
-        def must_close() -> bool:
-            unread = body.unread
-            if self.server.stopping or body.failed or self._continue or unread is None:
-                return True
-            return unread > _DRAINED
-
-        reply = Reply(head, self._channel, self.server.date_line, must_close)
-        if not self._call(head, body, reply):
-            self._unread = True
-            return False
-        if body.unread == 0:
-            return not reply.close
-        self._unread = True
-        if reply.close or not body.drain():
-            return False
-        self._unread = False
-        return True
-
-    def _call(self, head: RequestHead, body: RequestBody, reply: Reply) -> bool:
-        """Let the application answer; tell whether the reply left whole."""
-        result: Any = None
-        try:
-            try:
-                result = self.server.app(self._environ(head, body), reply.start_response)
-                reply.send_body(result)
-                return True
-            finally:
-                if hasattr(result, "close"):
-                    result.close()
-        except BodyError as error:
-            if not reply.sent:
-                self._refuse(error.status, error.message)
-        except Exception as error:
-            if self._channel.lost:
-                logger.debug("the client left before its reply ended: %s", error)
-                return False
-            where = head.target.partition("?")[0]
-            logger.error("the application failed on %s %r", head.method, where, exc_info=True)
-            if not reply.sent:
-                self._refuse(500, "the gateway failed on this request; its log says more")
-        return False
-
-    def _environ(self, head: RequestHead, body: RequestBody) -> Dict[str, Any]:
-        environ = self._base.copy()
-        path, _, query = head.target.partition("?")
-        if "%" in path:
-            path = unquote_to_bytes(path).decode("latin-1")
-        environ["REQUEST_METHOD"] = head.method
-        environ["PATH_INFO"] = "" if path == "*" else path
-        environ["QUERY_STRING"] = query
-        environ["REQUEST_URI"] = head.target
-        environ["SERVER_PROTOCOL"] = head.version
-        environ["wsgi.input"] = body
-        fields = head.fields
-        keys = list(map(_KEYS.get, fields))
-        if None not in keys:
-            environ.update(zip(keys, fields.values()))  # type: ignore[arg-type]
-            return environ
-        for name, value in fields.items():
-            key = _KEYS[name] if name in _KEYS else _environ_key(name)
-            if key is not None:
-                environ[key] = value
-        return environ
+        if (self._unread or self._data) and not self.server.stopping:
+            self._linger()
 
     # ------------------------------------------------------------ in
 
-    def _read_head(self, served: int) -> Optional[RequestHead]:
+    def _read_head(self) -> Optional[RequestHead]:
         """Return the head of the next request, ``None`` if the client sends no other."""
-        server = self.server
-        data = self._buffer
+        server, data = self.server, self._data
         if not data:
-            server.idle.add(self.request)
-            if served and server.stopping:
+            if self._served:
+                server.idle[self.connection] = 0.0
+                if server.stopping:
+                    return None
+            if not wait.readable(
+                self.connection, server.keep_alive_timeout if self._served else server.header_timeout
+            ):
                 return None
-            try:
-                data = self._channel.receive(
-                    _HEAD_READ, server.keep_alive_timeout if served else server.header_timeout
-                )
-            except TimeoutError:
-                return None
-            server.idle.discard(self.request)
+            data = self.connection.recv(_BLOCK)
             if not data:
                 return None
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or data[0] == 13:
-            data, end = self._read_slow_head(data)
-        self._buffer = data[end:]
+            data, end = self._collect_head(data)
+        server.idle.pop(self.connection, None)
+        self._data = data[end:]
         return parse_request_head(data[:end])
 
-    def _read_slow_head(self, data: bytes) -> Tuple[bytes, int]:
-        """Collect a head that did not come in one piece, all of it within ``header_timeout``."""
+    def _collect_head(self, data: bytes) -> Tuple[bytes, int]:
+        """Return a head that did not come in one piece with what follows it, and where it ends."""
         deadline = time.monotonic() + self.server.header_timeout
         buffer = bytearray(data)
         seen = blanks = 0
@@ -199,60 +117,177 @@ class Connection(BaseHTTPRequestHandler):
                 if end >= 0:
                     return bytes(buffer), end
                 seen = len(buffer)
-            try:
-                data = self._channel.receive(_HEAD_READ, max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                raise ProtocolError(408, "the request head did not arrive in time") from None
+            if not wait.readable(self.connection, max(0.0, deadline - time.monotonic())):
+                raise ProtocolError(408, "the request head did not arrive in time")
+            data = self.connection.recv(_BLOCK)
             if not data:
                 raise ProtocolError(400, "the connection ended inside the request head")
             buffer += data
 
-    def _more_body(self) -> bytes:
-        """Return the next bytes of the body and what follows it."""
-        data = self._buffer
-        if data:
-            self._buffer = b""
-            self._continue = False
-            return data
-        if self._continue:
-            self._continue = False
-            self._channel.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        limit = self.server.body_timeout
-        started = time.monotonic()
+    def _linger(self) -> None:
+        """End the output and read on for a while, so that the last answer reaches a client that is still sending.
+
+        Closing with unread input would reset the connection, and the answer could be lost with it.
+        """
+        end = time.monotonic() + _LINGER
+        self.server.idle[self.connection] = 0.0
         try:
-            data = self._channel.receive(_BODY_READ, limit)
-        except TimeoutError:
-            raise BodyError(408, "nothing of the request body arrived for %g seconds" % limit) from None
-        self._waited += time.monotonic() - started
-        self._received += len(data)
-        if not data:
-            raise BodyError(400, "the connection ended inside the request body")
-        if self._waited > limit + self._received / _SLOWEST:
-            raise BodyError(408, "the request body arrives too slowly")
-        return data
-
-    def _give_back(self, data: bytes) -> None:
-        self._buffer = data
-
-    # ------------------------------------------------------------ out
-
-    def _refuse(self, status: int, message: str) -> None:
-        """Answer with an error of the server's own and end the connection."""
-        self._unread = True
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        error = APIStatusError(message, type=kind, code=_CODES.get(status, "invalid_http"), status_code=status)
-        logger.info("refused %s: %d, %s", self.client_address[0], status, message)
-        body = json.dumps(error_to_payload(error)).encode("utf-8")
-        head = "HTTP/1.1 %d %s\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-        head %= (status, _PHRASES[status], self.server.date_line(), len(body))
-        try:
-            self._channel.send(head.encode("latin-1") + body)
+            self.connection.shutdown(socket.SHUT_WR)
+            while time.monotonic() < end and wait.readable(self.connection, _LINGER_IDLE):
+                if not self.connection.recv(_BLOCK):
+                    return
         except OSError:
             pass
 
+    # ------------------------------------------------------------ the application
 
-def _environ_key(name: str) -> Optional[str]:
-    key = None if "_" in name else "HTTP_" + name.upper().replace("-", "_")
-    if len(_KEYS) < _KEYS_KEPT:
-        _KEYS[name] = key
-    return key
+    def _serve(self, head: RequestHead) -> None:
+        server = self.server
+        body = RequestBody(self.connection, head, self._data, server.body_timeout)
+        self._data = b""
+        self._served = True
+        request = Request(
+            head.method, head.target, head.version, head.fields, self._client, body, self.connection, server.is_over
+        )
+        counted = server.application.counts(request)
+        if counted and not server.take_place():
+            counted = False
+            begun = self._refused(request, 503, "this server does as much at once as it may; try again later")
+        else:
+            begun = self._answered(request)
+        try:
+            keep = self._deliver(request, begun, head.keep_alive and body.skippable and not server.stopping)
+        finally:
+            if counted:
+                server.give_place_back()
+        if keep:
+            server.idle[self.connection] = 0.0
+            try:
+                self._data = body.skip()
+                self.close_connection = False
+            except (ProtocolError, RequestCancelledError):
+                pass
+        self._unread = not body.finished
+
+    def _answered(self, request: Request) -> _Begun:
+        """Let the application answer, and refuse where it fails."""
+        try:
+            return _begun(request, self.server.application.answer(request))
+        except ProtocolError as error:
+            return self._refused(request, error.status, error.message)
+        except RequestCancelledError as error:
+            return self._refused(request, 499, error.message)
+        except Exception:
+            logger.error("the application failed on %s %r", request.method, request.path, exc_info=True)
+            return self._refused(request, 500, "the server failed on this request; its log says more")
+
+    def _refused(self, request: Request, status: int, message: str) -> _Begun:
+        logger.debug("refused %s: %d, %s", self._client, status, message)
+        return _begun(request, self.server.application.refuse(request, status, message))
+
+    # ------------------------------------------------------------ out
+
+    def _deliver(self, request: Request, begun: _Begun, keep: bool) -> bool:
+        """Send an answer; tell whether the connection may be used again, which is so only where `keep` is."""
+        answer, fields, data, blocks = begun
+        chunked = blocks is not None and request.version != "HTTP/1.0"
+        keep = keep and (blocks is None or chunked)
+        silent = request.method == "HEAD" or answer.status == 204
+        framing = "" if answer.status == 204 or blocks is not None else "Content-Length: %d\r\n" % len(data)
+        complete = False
+        try:
+            if silent:
+                self._send(self._head(request, answer.status, fields, framing, keep))
+            else:
+                if chunked:
+                    framing = "Transfer-Encoding: chunked\r\n"
+                    data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+                head = self._head(request, answer.status, fields, framing, keep)
+                if len(data) > _JOINED:
+                    self._send(head)
+                    head = b""
+                self._send(head + data if head else data)
+                if blocks is not None:
+                    self._send_blocks(blocks, chunked)
+            complete = True
+        except _Left as error:
+            logger.debug("%s did not take the whole answer: %s", self._client, error)
+        except Exception:
+            logger.error("the application failed on %s %r", request.method, request.path, exc_info=True)
+        finally:
+            self._close(answer)
+            self.server.application.ended(request, answer, complete)
+        return keep and complete
+
+    def _head(self, request: Request, status: int, fields: str, framing: str, keep: bool) -> bytes:
+        if not keep:
+            framing += "Connection: close\r\n"
+        elif request.version == "HTTP/1.0":
+            framing += "Connection: keep-alive\r\n"
+        return ("HTTP/1.1 %d %s\r\n%s%s%s\r\n" % (
+            status, _PHRASES.get(status, ""), fields, self.server.date_line(), framing
+        )).encode("latin-1")
+
+    def _send_blocks(self, blocks: Iterator[bytes], chunked: bool) -> None:
+        """Send each block at once, and the end."""
+        send = self._send
+        for block in blocks:
+            if block:
+                send(b"%x\r\n%b\r\n" % (len(block), block) if chunked else block)
+        if chunked:
+            send(b"0\r\n\r\n")
+
+    def _send(self, data: bytes) -> None:
+        """Send all of it; raises _Left."""
+        try:
+            sent = self.connection.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise _Left(error) from None
+        if sent < len(data):
+            self._send_rest(memoryview(data)[sent:])
+
+    def _send_rest(self, rest: memoryview) -> None:
+        limit = self.server.write_timeout
+        while rest:
+            if not wait.writable(self.connection, limit):
+                raise _Left("nothing was taken for %g seconds" % limit)
+            try:
+                rest = rest[self.connection.send(rest):]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise _Left(error) from None
+
+    def _close(self, answer: Answer) -> None:
+        if not isinstance(answer.body, bytes):
+            try:
+                answer.body.close()
+            except Exception:
+                logger.error("an answer's body could not be closed", exc_info=True)
+
+
+def _begun(request: Request, answer: Answer) -> _Begun:
+    """Take from an answer what has to be known before its head leaves."""
+    try:
+        fields = field_block(answer.fields)
+        if isinstance(answer.body, bytes):
+            return _Begun(answer, fields, answer.body, None)
+        blocks = iter(()) if request.method == "HEAD" else iter(answer.body)
+        return _Begun(answer, fields, next(blocks, b""), blocks)
+    except BaseException:
+        if not isinstance(answer.body, bytes):
+            answer.body.close()
+        raise
+
+
+class _NoBody:
+    def read(self, limit: int) -> bytes:
+        return b""
+
+    def blocks(self, limit: int) -> Iterator[Any]:
+        return iter(())
+
+
+_NO_BODY = _NoBody()

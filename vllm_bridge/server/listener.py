@@ -1,5 +1,6 @@
-"""An HTTP/1.1 server for any WSGI application, on the classes of ``http.server``."""
+"""An HTTP/1.1 server for any application (see request.py), on the classes of ``http.server``."""
 
+import errno
 import logging
 import selectors
 import socket
@@ -7,19 +8,21 @@ import threading
 import time
 from email.utils import formatdate
 from http.server import ThreadingHTTPServer
-from typing import Any, Callable, Dict, Iterable, Optional, Set, Tuple
+from typing import Any, Dict, Optional, Tuple
 
-from ..http1.timed_socket import timed
 from .connection import Connection
+from .request import Application
 
-__all__ = ["GatewayServer", "listen"]
+__all__ = ["Server", "listen"]
 
 logger = logging.getLogger("vllm_bridge.gateway")
 
-Application = Callable[[Dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-_REFUSING = 32  # connections over the limit that are told so; more are closed without a word
-_LAST_JOIN = 5.0  # seconds for threads to end after their sockets were shut
+_SPARE = 64  # descriptors for everything that is no connection
+_FIRST_SAY = 1.0  # seconds that a new connection has for its first request before it may have to give way
+_AFTER_OTHERS = 0.02  # seconds that a worker with all places taken leaves a new connection to the other workers
+_LAST_WORDS = 2.0  # seconds to tell clients that the time to stop is over
+_LAST_JOIN = 3.0  # seconds for threads to end after their connections were cut off
+_COMPLAINTS = 60.0  # seconds between two lines in the log on the same lack
 
 
 def listen(host: str, port: int, backlog: int = 1024) -> socket.socket:
@@ -28,20 +31,21 @@ def listen(host: str, port: int, backlog: int = 1024) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=backlog)
 
 
-class GatewayServer(ThreadingHTTPServer):
-    """Serve a WSGI application over keep-alive connections, a thread for each.
+class Server(ThreadingHTTPServer):
+    """Serve an application over keep-alive connections, a thread for each.
 
     All times are in seconds. ``header_timeout`` limits a whole request head; ``body_timeout`` each silence
     within a body; ``write_timeout`` how long a client may take nothing; ``keep_alive_timeout`` the pause between
-    requests. ``max_body`` (bytes, ``None`` for none) is refused with 413 before the application is called, or
-    while it reads a chunked body. Give `sock` to serve on a socket that listens already.
+    requests. ``max_connections`` is how many of the requests that the application counts are answered at once; more
+    connections than that may be open, and where there is no room for another, the one that is idle for longest gives
+    way. Give `sock` to serve on a socket that listens already, and `multiprocess` where other processes do so too.
     """
 
     daemon_threads = True
 
     def __init__(
         self,
-        app: Application,
+        application: Application,
         host: str = "127.0.0.1",
         port: int = 0,
         *,
@@ -52,25 +56,26 @@ class GatewayServer(ThreadingHTTPServer):
         write_timeout: float = 60.0,
         keep_alive_timeout: float = 75.0,
         graceful_timeout: float = 30.0,
-        max_body: Optional[int] = None,
         multiprocess: bool = False,
     ) -> None:
-        self.app = app
-        self.max_connections = max_connections
+        self.application = application
+        self.places, self.most_open = _fitting(max_connections)
         self.header_timeout = header_timeout
         self.body_timeout = body_timeout
         self.write_timeout = write_timeout
         self.keep_alive_timeout = keep_alive_timeout
         self.graceful_timeout = graceful_timeout
-        self.max_body = max_body
         self.stopping = False
-        self.idle: Set[socket.socket] = set()  # connections between two requests
-        self._refused: Set[socket.socket] = set()
-        self._threads_of: Dict[socket.socket, threading.Thread] = {}
+        self.idle: Dict[socket.socket, float] = {}  # connections without a request, longest first, and when they may go
+        self.threads: Dict[socket.socket, threading.Thread] = {}  # one for each open connection
+        self._taken = 0  # places
+        self._multiprocess = multiprocess
         self._lock = threading.Lock()
         self._stop_at = float("inf")
+        self._over = False
         self._ended = threading.Event()
         self._ended.set()
+        self._complained = float("-inf")
         self._date: Tuple[int, str] = (0, "")
         listener = listen(host, port) if sock is None else sock
         super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)
@@ -83,17 +88,6 @@ class GatewayServer(ThreadingHTTPServer):
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
         self._waker.setblocking(False)
-        self.base_environ: Dict[str, Any] = {
-            "SCRIPT_NAME": "",
-            "SERVER_NAME": self.server_name,
-            "SERVER_PORT": str(self.server_port),
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.multithread": True,
-            "wsgi.multiprocess": multiprocess,
-            "wsgi.run_once": False,
-            "wsgi.input_terminated": True,
-        }
 
     # ------------------------------------------------------------ running
 
@@ -106,7 +100,9 @@ class GatewayServer(ThreadingHTTPServer):
                 selector.register(self._wake, selectors.EVENT_READ)
                 while not self.stopping:
                     for key, _ in selector.select():
-                        if key.fileobj is self.socket:
+                        if key.fileobj is self._wake:
+                            self._wake.recv(4096)
+                        elif self._has_room():
                             self._accept()
             self._drain()
         finally:
@@ -133,40 +129,68 @@ class GatewayServer(ThreadingHTTPServer):
         self._wake.close()
         self._waker.close()
 
+    def is_over(self) -> bool:
+        """Tell whether the time to stop is over, so that what still runs has to end."""
+        return self._over
+
     def _notify(self) -> None:
         try:
             self._waker.send(b"x")
         except OSError:
             pass  # full: the loop will wake anyway; or closed: there is no loop any more
 
+    def _pause(self, seconds: float) -> None:
+        """Wait until a connection ends or `stop` is called."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            if selector.select(max(0.0, seconds)):
+                self._wake.recv(4096)
+
     def _drain(self) -> None:
-        """Finish what runs, until the time given to ``stop`` is over; then cut it off."""
+        """Finish what runs, until the time given to ``stop`` is over; then say so, and cut it off."""
         while self._accept():  # those whose connection was made before the listener closes
             pass
         self.socket.close()
         for sock in list(self.idle):
             _shut(sock, socket.SHUT_RD)  # what has arrived is still read, and answered
+        while self.threads and time.monotonic() < self._stop_at:
+            self._pause(self._stop_at - time.monotonic())
+        # Who waits for a server waits for the client too, and takes this for its leaving.
+        self._over = True
+        self._cut_off(socket.SHUT_RD, _LAST_WORDS)
+        self._cut_off(socket.SHUT_RDWR, _LAST_JOIN)
+        if self.threads:
+            logger.warning("%d connections did not end within the time to stop", len(self.threads))
+
+    def _cut_off(self, how: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
         with self._lock:
-            threads = list(self._threads_of.values())
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake, selectors.EVENT_READ)
-            while self._threads_of:
-                left = self._stop_at - time.monotonic()
-                if left <= 0:
-                    break
-                if selector.select(left):
-                    self._wake.recv(4096)
-        with self._lock:
-            running = list(self._threads_of)
-        for sock in running:
-            _shut(sock, socket.SHUT_RDWR)
-        end = time.monotonic() + _LAST_JOIN
-        for thread in threads:
+            threads = list(self.threads.items())
+        for sock, _ in threads:
+            _shut(sock, how)
+        for _, thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
-        if self._threads_of:
-            logger.warning("%d connections did not end within the time to stop", len(self._threads_of))
 
     # ------------------------------------------------------------ connections
+
+    def _has_room(self) -> bool:
+        """Tell whether another connection may be taken; make room for it, or leave it to another process."""
+        if len(self.threads) >= self.most_open:
+            self._give_way()
+            self._pause(0.05)
+            return len(self.threads) < self.most_open
+        if self._multiprocess and self._taken >= self.places:
+            self._pause(_AFTER_OTHERS)
+        return True
+
+    def _give_way(self) -> bool:
+        """End the connection that is idle for longest; tell whether there is one."""
+        now = time.monotonic()
+        for sock, may_go in list(self.idle.items()):
+            if may_go <= now and self.idle.pop(sock, None) is not None:
+                _shut(sock, socket.SHUT_RD)  # a request that has just come is still answered
+                return True
+        return False
 
     def _accept(self) -> bool:
         """Take one waiting connection; tell whether there was one."""
@@ -174,9 +198,11 @@ class GatewayServer(ThreadingHTTPServer):
             request, address = self.get_request()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
-        except OSError as error:  # no descriptor is free: wait for one
-            logger.error("cannot accept a connection: %s", error)
-            time.sleep(0.05)
+        except OSError as error:
+            self._complain("cannot accept a connection: %s", error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._give_way()
+            self._pause(0.05)
             return False
         self.process_request(request, address)
         return True
@@ -184,29 +210,29 @@ class GatewayServer(ThreadingHTTPServer):
     def get_request(self) -> Tuple[Any, Any]:
         """Return the next connection and the address it comes from."""
         sock, address = self.socket.accept()
-        return timed(sock), address
+        sock.setblocking(False)
+        return sock, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a connection."""
-        over = len(self._threads_of) - self.max_connections
-        if over >= _REFUSING:
-            request.close()
-            return
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), daemon=True,
-            name="vllm-bridge-connection",
-        )
-        with self._lock:
-            self._threads_of[request] = thread
-            self.idle.add(request)
-            if over >= 0:
-                self._refused.add(request)
-        try:
-            thread.start()
-        except RuntimeError as error:  # the system has no thread left
-            logger.error("cannot serve a connection: %s", error)
-            self._forget(request)
-            request.close()
+        for last in (False, True):
+            thread = threading.Thread(
+                target=self.process_request_thread, args=(request, client_address), daemon=True,
+                name="vllm-bridge-connection",
+            )
+            with self._lock:
+                self.threads[request] = thread
+                self.idle[request] = time.monotonic() + _FIRST_SAY
+            try:
+                thread.start()
+                return
+            except RuntimeError as error:  # the system has no thread left
+                self._forget(request)
+                if last or not self._give_way():
+                    self._complain("cannot serve a connection: %s", error)
+                    request.close()
+                    return
+                self._pause(0.1)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection until it ends."""
@@ -215,20 +241,37 @@ class GatewayServer(ThreadingHTTPServer):
         except Exception:
             logger.error("a connection failed", exc_info=True)
         finally:
-            self._forget(request)
             self.shutdown_request(request)
-            if self.stopping:
+            full = len(self.threads) >= self.most_open
+            self._forget(request)
+            if self.stopping or full:
                 self._notify()
 
     def _forget(self, request: socket.socket) -> None:
         with self._lock:
-            self._threads_of.pop(request, None)
-            self._refused.discard(request)
-            self.idle.discard(request)
+            self.threads.pop(request, None)
+            self.idle.pop(request, None)
 
-    def is_refused(self, request: socket.socket) -> bool:
-        """Tell whether a connection is one too many."""
-        return request in self._refused
+    def _complain(self, text: str, error: Exception) -> None:
+        now = time.monotonic()
+        if now - self._complained > _COMPLAINTS:
+            self._complained = now
+            logger.error(text, error)
+
+    # ------------------------------------------------------------ what connections ask
+
+    def take_place(self) -> bool:
+        """Take one of the places for requests; False if all are taken."""
+        with self._lock:
+            if self._taken >= self.places:
+                return False
+            self._taken += 1
+            return True
+
+    def give_place_back(self) -> None:
+        """Let another request have the place."""
+        with self._lock:
+            self._taken -= 1
 
     def date_line(self) -> str:
         """Return the Date header line of this second."""
@@ -243,3 +286,27 @@ def _shut(sock: socket.socket, how: int) -> None:
         sock.shutdown(how)
     except OSError:
         pass  # it has ended meanwhile
+
+
+def _fitting(places: int) -> Tuple[int, int]:
+    """Return how many requests may run and how many connections may be open, with the descriptors that there are.
+
+    A request needs two, one of them to a server; an open connection without a request one.
+    """
+    most_open = places + max(places, 32)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return places, most_open
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = places + most_open + _SPARE
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return places, most_open
+    room = soft - min(_SPARE, soft // 4)
+    fitting = max(1, min(places, room * 2 // 5))
+    if fitting < places:
+        logger.warning("only %d files may be open (ulimit -n): %d requests at once, not %d", soft, fitting, places)
+    return fitting, max(2, room - fitting)

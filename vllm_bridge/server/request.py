@@ -15,8 +15,9 @@ class Body(Protocol):
     """The body of a request, to be read at most once.
 
     Both raise ProtocolError with the status to answer: 413 for more than `limit` bytes (at once where the length is
-    known), 408 for a client that is too slow, 400 for a body that is broken or cut. An application may let it pass:
-    the server answers with what `refuse` says. What the application leaves unread is the server's matter.
+    known), 408 for a client that is too slow, 400 for a body that is broken or cut; and RequestCancelledError where
+    the client has left. An application may let them pass: the server answers with what `refuse` says. What the
+    application leaves unread is the server's matter.
     """
 
     def read(self, limit: int) -> bytes:
@@ -100,13 +101,13 @@ class Application(Protocol):
         """Tell whether a request is work, of which only so much is done at once; probes are not."""
 
     def answer(self, request: Request) -> Answer:
-        """Answer a request. An exception other than ProtocolError is logged, and becomes a refusal with 500."""
+        """Answer a request. An exception other than those of the body is logged, and becomes a refusal with 500."""
 
     def refuse(self, request: Request, status: int, message: str) -> Answer:
         """Word what the server itself refuses.
 
-        `status` is 400, 408, 413, 414, 417, 431, 500, 501, 503 or 505; at 503 all places are taken, and Retry-After
-        belongs to the answer.
+        `status` is 400, 408, 413, 414, 417, 431, 499 (the client has left), 500, 501, 503 or 505; at 503 all places
+        are taken, and Retry-After belongs to the answer.
         """
 
     def ended(self, request: Request, answer: Answer, complete: bool) -> None:

@@ -10,13 +10,13 @@ import time
 from types import FrameType
 from typing import Any, Callable, Dict, List, Optional
 
-from .listener import GatewayServer
+from .listener import Server
 
 __all__ = ["run"]
 
 logger = logging.getLogger("vllm_bridge.gateway")
 
-MakeServer = Callable[[socket.socket, int], GatewayServer]
+MakeServer = Callable[[socket.socket, int], Server]
 
 _NOT_STARTED = 3  # exit code of a worker that could not make its server
 _SOON = 1.0  # seconds of life below which a worker's death delays the next one
@@ -46,7 +46,7 @@ def run(
     return _Parent(make_server, sock, workers, graceful_timeout, before_fork, worker_started).run()
 
 
-def _serve(server: GatewayServer, lifeline: Optional[socket.socket] = None) -> int:
+def _serve(server: Server, lifeline: Optional[socket.socket] = None) -> int:
     """Serve in this process until a signal, or until the other end of `lifeline` is closed."""
     interrupts: List[int] = []
 
@@ -72,7 +72,7 @@ def _serve(server: GatewayServer, lifeline: Optional[socket.socket] = None) -> i
     return 0
 
 
-def _outlive(lifeline: socket.socket, server: GatewayServer) -> None:
+def _outlive(lifeline: socket.socket, server: Server) -> None:
     """Stop the server when the parent is gone, however it went."""
     try:
         while lifeline.recv(1):
