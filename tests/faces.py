@@ -15,8 +15,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from wsgiref.validate import validator
 
 from vllm_bridge.gateway import Gateway
-from vllm_bridge.server.listener import GatewayServer
 from vllm_bridge.gateway.settings import read
+from vllm_bridge.server.listener import Server
 
 LONG = 30.0  # seconds: no verdict hangs on it
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,10 +39,10 @@ def face(name: str, environ: Mapping[str, str]) -> Iterator[Address]:
 
 
 @contextmanager
-def own(gateway: Gateway, wrap: Callable[[Any], Any] = lambda app: app, **options: Any) -> Iterator[Address]:
+def own(gateway: Any, **options: Any) -> Iterator[Address]:
     """Serve a gateway on the project's own server; no thread of it is left afterwards."""
     before = set(threading.enumerate())
-    server = GatewayServer(wrap(gateway), max_body=gateway.settings.max_body, **options)
+    server = Server(gateway, **options)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -63,17 +63,17 @@ def _own(environ: Mapping[str, str]) -> Iterator[Address]:
 
 @contextmanager
 def _validated(environ: Mapping[str, str]) -> Iterator[Address]:
-    with own(Gateway(read({}, environ)), validator) as address:
+    with _waitress(environ, validator) as address:
         yield address
 
 
 @contextmanager
-def _waitress(environ: Mapping[str, str]) -> Iterator[Address]:
+def _waitress(environ: Mapping[str, str], wrap: Callable[[Any], Any] = lambda app: app) -> Iterator[Address]:
     import waitress.server
 
     gateway = Gateway(read({}, environ))
     server = waitress.server.create_server(
-        gateway, host="127.0.0.1", port=0, threads=8, channel_request_lookahead=1, map={}
+        wrap(gateway), host="127.0.0.1", port=0, threads=8, channel_request_lookahead=1, map={}
     )
     thread = threading.Thread(target=server.run)
     thread.start()
