@@ -7,14 +7,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vllm_bridge.gateway.command import add_arguments, run  # noqa: E402
+from vllm_bridge.gateway.run import main as serve  # noqa: E402
+from vllm_bridge.gateway.settings import add_arguments  # noqa: E402
 
 
 def main() -> int:
     """Read the flags and serve."""
     parser = argparse.ArgumentParser(description="One OpenAI-compatible address in front of vLLM servers.")
     add_arguments(parser)
-    return run(parser.parse_args())
+    return serve(parser.parse_args())
 
 
 if __name__ == "__main__":

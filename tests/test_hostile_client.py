@@ -41,10 +41,13 @@ def echo() -> Iterator[EchoServer]:
 
 @pytest.fixture(scope="module")
 def running(echo: EchoServer) -> Iterator[Address]:
-    config = ProviderConfig.from_dict({"keys": [{"url": echo.url, "value": "sk-upstream"}]}, environ={})
-    settings = Settings(config, max_body_mb=MOST / 1024 / 1024)
-    with own(Gateway(settings), body_timeout=1.0, header_timeout=1.0) as address:
+    with own(Gateway(settings_for(echo)), body_timeout=1.0, header_timeout=1.0) as address:
         yield address
+
+
+def settings_for(echo: EchoServer, **more: Any) -> Settings:
+    config = ProviderConfig.from_dict({"keys": [{"url": echo.url, "value": "sk-upstream"}]}, environ={})
+    return Settings(config, max_body_mb=MOST / 1024 / 1024, **more)
 
 
 @pytest.fixture
@@ -338,15 +341,25 @@ def test_a_body_over_the_limit(gateway: Address, echo: EchoServer) -> None:
     assert not echo.requests
 
 
-def test_a_body_that_would_fill_the_memory(
-    gateway: Address, echo: EchoServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vllm_bridge.gateway.app._MOST_PARSED", 100000)
-    for unit in (b"[],", b"{},", b"[{}],", b'"[{",', b"1,"):
-        body = b'{"model":"echo","messages":[%s0]}' % (unit * (MOST // 10))
-        (found,) = replies(talk(gateway, request(body)))
-        assert assert_refused(found, 413)["code"] == "request_too_large"
-    assert not echo.requests
+def test_a_body_that_would_take_too_long_to_read(echo: EchoServer) -> None:
+    echo.requests.clear()
+    with own(Gateway(settings_for(echo, max_parsed_mb=0.1))) as address:
+        for unit in (b"[],", b"{},", b"[{}],", b'"[{",', b"1,"):
+            body = b'{"model":"echo","messages":[%s0]}' % (unit * (MOST // 10))
+            (found,) = replies(talk(address, request(body)))
+            error = assert_refused(found, 413)
+            assert error["code"] == "request_too_large" and "--max-parsed-mb" in error["message"]
+        assert not echo.requests
+        # Texts are quick to read, and what only passes is not read.
+        (found,) = replies(talk(address, request(compact(chat("x" * 500000)))))
+        assert found.status == 200
+        tokens = b'{"model":"vllm/echo","input":[%s0]}' % (b"1," * 100000)
+        (found,) = replies(talk(address, request(tokens, path="/v1/embeddings")))
+        assert found.status == 200 and echo.requests[-1].body == tokens.replace(b"vllm/", b"")
+        for odd in (b',"fallbacks":["a"]}', b',"model":"echo"}', b',"encoding_format":null,"stream":null}', b"] }"):
+            body = tokens[:-1] + odd
+            (found,) = replies(talk(address, request(body, path="/v1/embeddings")))
+            assert_refused(found, 413)
 
 
 @pytest.mark.parametrize("body, content", [

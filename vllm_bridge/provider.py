@@ -156,6 +156,10 @@ class BaseOpenAIProvider:
         """Return the keys whose server could not be reached and has not answered since."""
         return [key for key, _ in self._caller.fleet.cooling()]
 
+    def tidy(self) -> None:
+        """Close the idle connections that are too old or have ended; calls do so too."""
+        self._caller.transport.tidy()
+
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
         self._caller.transport.close()

@@ -413,10 +413,10 @@ def test_help_and_version(run: Callable[..., Ran]) -> None:
 
 
 def test_serve_runs_the_gateway(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_bridge.gateway import command
+    from vllm_bridge.gateway import run as gateway_run
 
     seen: List[Any] = []
-    monkeypatch.setattr(command, "run", lambda asked: seen.append(asked) or 7)
+    monkeypatch.setattr(gateway_run, "main", lambda asked: seen.append(asked) or 7)
     assert run("serve", "--port", "0", "--upstream", "http://gpu:8000", "--timeout", "3").code == 7
     assert (seen[0].port, seen[0].upstream, seen[0].timeout) == ("0", ["http://gpu:8000"], "3")
 

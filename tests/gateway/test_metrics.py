@@ -38,9 +38,10 @@ def numbers(metrics: Metrics) -> Dict[str, float]:
 
 
 def test_a_request(metrics: Metrics) -> None:
-    metrics.begin("chat_completion")
+    metrics.state({"chat_completion": 1}, 0, 0)
     assert numbers(metrics)['vllm_bridge_requests_in_flight{operation="chat_completion"}'] == 1
-    metrics.end("chat_completion", "m", 200, 0.3, 0.02, (11, 13), retries=1, fallbacks=2)
+    metrics.count("chat_completion", "m", 200, 0.3, 0.02, (11, 13), retries=1, fallbacks=2)
+    metrics.state({"chat_completion": 0}, 0, 0)
     found = numbers(metrics)
     assert found['vllm_bridge_requests_in_flight{operation="chat_completion"}'] == 0
     assert found['vllm_bridge_requests_total{operation="chat_completion",model="m",status="200"}'] == 1
@@ -57,8 +58,7 @@ def test_a_request(metrics: Metrics) -> None:
 
 def test_buckets_are_cumulative(metrics: Metrics) -> None:
     for seconds in (0.001, 0.3, 0.3, 100000):
-        metrics.begin("rerank")
-        metrics.end("rerank", "m", 200, seconds)
+        metrics.count("rerank", "m", 200, seconds)
     name = 'vllm_bridge_request_duration_seconds_bucket{operation="rerank",model="m",le="%s"}'
     found = numbers(metrics)
     assert [found[name % bound] for bound in ("0.005", "0.25", "0.5", "600", "+Inf")] == [1, 1, 3, 3, 4]
@@ -66,28 +66,23 @@ def test_buckets_are_cumulative(metrics: Metrics) -> None:
 
 
 def test_workers_are_added_up(metrics: Metrics) -> None:
-    metrics.begin("embedding")
-    metrics.end("embedding", "m", 200, 1)
+    metrics.count("embedding", "m", 200, 1)
+    metrics.state({"embedding": 2}, 0, 0)
     metrics.claim(1)
-    metrics.begin("embedding")
-    metrics.end("embedding", "m", 200, 1)
-    metrics.begin("embedding")
+    metrics.count("embedding", "m", 200, 1)
+    metrics.state({"embedding": 3}, 0, 0)
     found = numbers(metrics)
     assert found['vllm_bridge_requests_total{operation="embedding",model="m",status="200"}'] == 2
-    assert found['vllm_bridge_requests_in_flight{operation="embedding"}'] == 1
+    assert found['vllm_bridge_requests_in_flight{operation="embedding"}'] == 5
 
 
 def test_names_that_nobody_serves_get_no_numbers_of_their_own(metrics: Metrics) -> None:
     for number in range(50):
-        metrics.begin("embedding")
-        metrics.end("embedding", "invented-%d" % number, 404, 1)
+        metrics.count("embedding", "invented-%d" % number, 404, 1)
     for number in range(500):
-        metrics.begin("embedding")
-        metrics.end("embedding", "served-%d" % number, 200, 1)
-    metrics.begin("embedding")
-    metrics.end("embedding", "served-1", 500, 1)
-    metrics.begin("list_models")
-    metrics.end("list_models", None, 200, 1)
+        metrics.count("embedding", "served-%d" % number, 200, 1)
+    metrics.count("embedding", "served-1", 500, 1)
+    metrics.count("list_models", None, 200, 1)
     found = numbers(metrics)
     requests = 'vllm_bridge_requests_total{operation="%s",model="%s",status="%d"}'
     assert found[requests % ("embedding", "other", 404)] == 50
@@ -97,14 +92,16 @@ def test_names_that_nobody_serves_get_no_numbers_of_their_own(metrics: Metrics) 
 
 
 def test_a_models_name_is_quoted(metrics: Metrics) -> None:
-    metrics.begin("embedding")
-    metrics.end("embedding", 'a"\\\n\r\u2028\ud800} 1\nvllm_bridge_retries_total 9', 200, 1)
+    metrics.count("embedding", 'a"\\\n\r\u2028\ud800} 1\nvllm_bridge_retries_total 9', 200, 1)
     assert "vllm_bridge_retries_total" not in numbers(metrics)
 
 
-def test_cooled_servers(metrics: Metrics) -> None:
-    metrics.cooled(0)
+def test_cooled_servers_and_lost_lines(metrics: Metrics) -> None:
+    metrics.state({}, 0, 0)
     assert "vllm_bridge_cooled_servers" not in numbers(metrics)
     for count in (2, 2, 1):
-        metrics.cooled(count)
+        metrics.state({}, count, count)
     assert numbers(metrics)["vllm_bridge_cooled_servers"] == 1
+    assert numbers(metrics)["vllm_bridge_log_lines_dropped_total"] == 5
+    metrics.state({}, 0, 0)
+    assert numbers(metrics)["vllm_bridge_cooled_servers"] == 0

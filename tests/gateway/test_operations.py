@@ -1,20 +1,24 @@
 """How answers leave, with data alone."""
 
 import json
-from typing import Any, Dict, Iterator, List
+from types import SimpleNamespace
+from typing import Any, Dict, List
 
 import pytest
 
 import wire
+from vllm_bridge.api.decoding import Tally
+from vllm_bridge.client.options import Trace
 from vllm_bridge.errors import BadRequestError
-from vllm_bridge.api.forwarding import Tally
-from vllm_bridge.gateway.operations import OPERATIONS, _count, _EventFrames, error_frame
+from vllm_bridge.gateway.operations import OPERATIONS, Asked, Opened, _count
 
 ERROR = {"message": "it broke", "type": "server_error", "param": None, "code": 500}
 
 
-def events(*given: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-    return iter(given)
+def responses(*given: Dict[str, Any]) -> Any:
+    provider: Any = SimpleNamespace(responses_stream=lambda **body: list(given))
+    open_stream: Any = OPERATIONS["responses"].stream
+    return open_stream(Asked(provider, {}, None, Trace()))
 
 
 def test_usage_is_read_from_the_bytes_of_a_recorded_reply() -> None:
@@ -34,16 +38,14 @@ def test_a_reply_without_usage(body: bytes) -> None:
     assert (tally.prompt_tokens, tally.completion_tokens) == (0, 0)
 
 
-def test_the_frames_of_responses_and_their_error() -> None:
-    tally = Tally()
-    frames = _EventFrames(events(
+def test_the_events_of_responses_and_their_error() -> None:
+    opened = responses(
         {"type": "response.created", "sequence_number": 0},
         {"type": "x", "sequence_number": 7, "response": {"usage": {"input_tokens": 3, "output_tokens": 4}}},
-    ), tally)
-    blocks: List[bytes] = list(frames)
+    )
+    blocks: List[bytes] = list(opened.blocks)
     assert blocks[0] == b'event: response.created\ndata: {"type":"response.created","sequence_number":0}\n\n'
-    assert (tally.prompt_tokens, tally.completion_tokens) == (3, 4)
-    head, data = frames.failure(ERROR).decode().rstrip("\n").split("\n")
+    head, data = opened.failure(ERROR).decode().rstrip("\n").split("\n")
     assert head == "event: response.failed"
     failed = json.loads(data[len("data: "):])
     assert (failed["type"], failed["sequence_number"], failed["response"]["status"]) == ("response.failed", 8, "failed")
@@ -51,25 +53,26 @@ def test_the_frames_of_responses_and_their_error() -> None:
 
 
 def test_an_error_where_no_response_has_begun() -> None:
-    frames = _EventFrames(events({"type": "x", "sequence_number": 7}), Tally())
-    list(frames)
-    head, data = frames.failure(ERROR).decode().rstrip("\n").split("\n")
+    opened = responses({"type": "x", "sequence_number": 7})
+    list(opened.blocks)
+    head, data = opened.failure(ERROR).decode().rstrip("\n").split("\n")
     assert head == "event: error"
     shown = {"code": "500", "message": "it broke", "param": None}
     told = json.loads(data[len("data: "):])
     assert told == {"type": "error", "sequence_number": 8, "error": dict(shown, type=ERROR["type"]), **shown}
-    assert b'"code":null' in frames.failure({**ERROR, "code": None})
+    assert b'"code":null' in opened.failure({**ERROR, "code": None})
 
 
 def test_nothing_follows_the_end_of_a_response() -> None:
     for end in ("response.completed", "response.incomplete", "response.failed", "error"):
-        frames = _EventFrames(events({"type": end}), Tally())
-        assert len(list(frames)) == 1
-        assert frames.failure(ERROR) == b""
+        opened = responses({"type": end})
+        assert len(list(opened.blocks)) == 1 and opened.failed is (end in ("response.failed", "error"))
+        assert opened.failure(ERROR) == b""
 
 
 def test_the_error_of_a_chat_stream() -> None:
-    assert json.loads(error_frame(ERROR)[len("data: "):]) == {"error": ERROR}
+    stream: Any = []
+    assert json.loads(Opened(stream).failure(ERROR)[len("data: "):]) == {"error": ERROR}
 
 
 @pytest.mark.parametrize("name, body", [

@@ -15,7 +15,7 @@ from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, event, steps
 from validity import check_event, check_response, openai_types
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.gateway import Gateway
-from vllm_bridge.gateway.command import add_arguments
+from vllm_bridge.gateway.settings import add_arguments
 from vllm_bridge.gateway.settings import read
 
 PATH = "/v1/responses"

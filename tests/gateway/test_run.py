@@ -1,6 +1,7 @@
 """``serve`` as a person starts it: a process of its own, its banner, its workers, its end."""
 
 import argparse
+import http.client
 import io
 import json
 import logging
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
@@ -19,9 +19,8 @@ import pytest
 
 from faces import LONG, ROOT, ask, chat, until
 from vllm_bridge.echo import EchoServer
-from vllm_bridge.gateway import command
-from vllm_bridge.gateway.run import serve
-from vllm_bridge.gateway.settings import read
+from vllm_bridge.gateway.run import main, serve
+from vllm_bridge.gateway.settings import add_arguments, read
 
 CHAT = "/v1/chat/completions"
 
@@ -143,18 +142,41 @@ def test_ctrl_c_lets_a_running_answer_finish(echo: EchoServer) -> None:
     assert lines[-1]["status"] == 200
 
 
-def test_the_time_to_finish_is_limited(echo: EchoServer) -> None:
-    with running("--upstream", echo.url, "--graceful-timeout", "0.2") as process:
-        address = process.address
-        asking = threading.Thread(target=lambda: pytest.raises(
-            Exception, ask, address, "POST", CHAT, chat("!slow 0.05 !count 100000", stream=True)))
+@pytest.mark.parametrize("path, body, last", [
+    (CHAT, chat("!slow 0.05 !count 100000", stream=True), '"code":"gateway_stopping"'),
+    ("/v1/responses", {"model": "echo", "input": "!slow 0.05 !count 100000", "stream": True}, "event: response.failed"),
+    ("/v1/responses", {"model": "echo", "input": "!stall-after 3 %g a b c d" % LONG, "stream": True},
+     "event: response.failed"),
+    (CHAT, chat("!stall %g x" % LONG, stream=True), '"code":"gateway_stopping"'),
+    (CHAT, chat("!stall %g x" % LONG), '"code":"gateway_stopping"'),
+])
+def test_what_has_no_time_to_finish_ends_in_an_error(echo: EchoServer, path: str, body: Any, last: str) -> None:
+    with running("--upstream", echo.url, "--graceful-timeout", "0.5", "--log-format", "json") as process:
+        address, answers = process.address, []  # type: ignore[var-annotated]
+        asking = threading.Thread(target=lambda: answers.append(ask(address, "POST", path, body)))
         asking.start()
         until(lambda: echo.running)
-        started = time.monotonic()
         assert process.stop() == 0
-        assert time.monotonic() - started < LONG
         asking.join(LONG)
-        until(lambda: echo.running == 0)
+    assert last in answers[0].body.decode()[-2000:]
+    assert [json.loads(line)["status"] for line in process.out if '"status"' in line] == [503]
+    until(lambda: echo.running == 0)
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(echo: EchoServer) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "gateway.py"), "--port", "0", "--upstream", echo.url]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=clean) as popen:
+        assert popen.stdout is not None
+        found = re.search(rb"http://127\.0\.0\.1:(\d+)", popen.stdout.readline())
+        assert found is not None
+        connection = http.client.HTTPConnection("127.0.0.1", int(found.group(1)), timeout=LONG)
+        for _ in range(1200):
+            connection.request("GET", "/health")
+            assert connection.getresponse().read() == b'{"status":"ok"}'
+        connection.close()
+        popen.send_signal(signal.SIGTERM)
+        assert popen.wait(LONG) == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no worker processes here")
@@ -169,6 +191,7 @@ def test_workers_are_counted_together_and_replaced(echo: EchoServer) -> None:
 
         for _ in range(30):
             assert ask(address, "POST", CHAT, chat("x")).status == 200
+        until(lambda: total() == 30)  # another worker's numbers are there a moment later
         assert {total() for _ in range(10)} == {30.0}
         children = children_of(process.popen.pid)
         assert len(children) == 3
@@ -176,6 +199,7 @@ def test_workers_are_counted_together_and_replaced(echo: EchoServer) -> None:
         until(lambda: len(set(children_of(process.popen.pid)) - set(children)) == 1)
         for _ in range(30):
             assert ask(address, "POST", CHAT, chat("x")).status == 200
+        until(lambda: total() == 60)
         assert {total() for _ in range(10)} == {60.0}
         text = ask(address, "GET", "/metrics").body.decode()
         assert 'in_flight{operation="chat_completion"} 0\n' in text
@@ -264,15 +288,15 @@ def test_run_in_this_process(echo: EchoServer, monkeypatch: pytest.MonkeyPatch) 
     assert serve(read({"port": str(echo.port)}, {}), io.StringIO(), errors) == 1
     assert "cannot listen" in errors.getvalue()
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    assert command.run(parser.parse_args(["--port", "-1"])) == 2
-    assert command.run(parser.parse_args(["--host", "0.0.0.0"])) == 2
-    assert command.run(parser.parse_args(["--port", str(echo.port)])) == 1
+    add_arguments(parser)
+    assert main(parser.parse_args(["--port", "-1"])) == 2
+    assert main(parser.parse_args(["--host", "0.0.0.0"])) == 2
+    assert main(parser.parse_args(["--port", str(echo.port)])) == 1
 
 
 def test_the_flags(capsys: pytest.CaptureFixture) -> None:  # type: ignore[type-arg]
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    add_arguments(parser)
     given = parser.parse_args(["--insecure", "--native-responses", "--upstream", "http://a", "--upstream", "http://b"])
     assert (given.insecure, given.native_responses) == ("true", "true")
     assert given.upstream == ["http://a", "http://b"]

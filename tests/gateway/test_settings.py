@@ -191,5 +191,17 @@ def test_settings_by_hand() -> None:
 def test_every_flag_of_the_issue_is_there() -> None:
     assert {setting.name for setting in SETTINGS} == set((
         "host port upstream upstream_key api_key api_key_file timeout stream_idle_timeout config workers max_body_mb "
-        "max_connections allowed_origin log_format graceful_timeout insecure native_responses"
+        "max_connections allowed_origin log_format graceful_timeout insecure native_responses max_parsed_mb "
+        "sse_keep_alive_interval keep_alive_timeout header_timeout body_timeout write_timeout"
     ).split())
+
+
+def test_times_and_sizes_of_the_server() -> None:
+    names = ("keep_alive_timeout", "header_timeout", "body_timeout", "write_timeout", "sse_keep_alive_interval")
+    found = read({name: "1.5" for name in names}, {"VLLM_BRIDGE_MAX_PARSED_MB": "0.5"})
+    assert {getattr(found, name) for name in names} == {1.5} and found.max_parsed == 524288
+    found = read({}, {})
+    assert [getattr(found, name) for name in names] == [75, 20, 30, 60, 0] and found.max_parsed == 2 * 1048576
+    for name in names[:4]:
+        with pytest.raises(ConfigError, match="--" + name.replace("_", "-")):
+            read({name: "0"}, {})

@@ -68,9 +68,9 @@ def _run(argv: List[str], terminal: Terminal) -> int:
     try:
         asked = _parse(argv)
         if asked.command == "serve":
-            from ..gateway import command
+            from ..gateway.run import main as serve
 
-            return int(command.run(asked))
+            return serve(asked)
         from .check import check  # the gateway starts without them
         from .commands import COMMANDS
 
@@ -162,9 +162,9 @@ def _parsers(serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
         if name != "serve":
             _arguments(name, mine)
         elif serve:
-            from ..gateway import command
+            from ..gateway.settings import add_arguments
 
-            command.add_arguments(mine)
+            add_arguments(mine)
     return parser, commands
 
 

@@ -2,28 +2,30 @@
 
 import json
 import logging
+import os
 import re
+import select
 import sys
 import threading
 import time
-from typing import Any, Dict, TextIO
+from typing import Any, Dict, List, TextIO
 
-__all__ = ["logger", "line", "set_up", "write"]
+__all__ = ["Lines", "Output", "dropped", "flush", "line", "logger", "set_up", "write"]
 
 logger = logging.getLogger("vllm_bridge.access")
 
 _field = "%s=%s".__mod__
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]*\Z")  # printable ASCII without space, quote, = and backslash
+_WAITING = 1024 * 1024  # bytes that wait for a reader; what comes then is dropped
+_AT_ONCE = 4096  # bytes that a pipe reported as writable takes without blocking (POSIX: PIPE_BUF)
+_outputs: List["Output"] = []
 
 
 def line(entry: Dict[str, Any], log_format: str) -> str:
     """Return the line of a request; what a client chose is escaped, so that it stays one line."""
     if log_format == "json":
         return json.dumps(entry, separators=(",", ":"))
-    fields, values = list(entry.items()), list(entry.values())
-    while None in values:
-        at = values.index(None)
-        del fields[at], values[at]
+    fields = [pair for pair in entry.items() if pair[1] is not None]
     text = " ".join(map(_field, fields))
     if text.count(" ") != len(fields) - 1 or text.count("=") != len(fields) or not _is_plain(text):
         text = " ".join([_field((name, _shown(value))) for name, value in fields])
@@ -34,51 +36,121 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
 
 
-def write(text: str) -> None:
-    """Log a line at level INFO, without the search for the source line that calls."""
-    handlers = logger.handlers
-    if len(handlers) == 1 and type(handlers[0]) is _Lines and not (logger.propagate or logger.filters):
-        handlers[0].write(text)
-    else:
-        logger.handle(_record(text))
-
-
-def _record(text: str) -> logging.LogRecord:
-    return logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
-
-
 def _shown(value: Any) -> Any:
     if not isinstance(value, str) or _PLAIN.match(value) is not None:
         return value
     return json.dumps(value)
 
 
-class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # no class to be subscripted before 3.11
-    """A handler to which a line can be given as it is: making a record costs more than all else of it."""
+class Output:
+    """A stream of lines that nobody waits for: what its reader leaves lying is dropped, and counted."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.dropped = 0  # lines
+        self._stream = stream
+        self._lock = threading.RLock()  # a signal may be told of while a line is written
+        self._waiting = bytearray()
+        try:
+            self._number = stream.fileno()
+        except (AttributeError, OSError, ValueError):
+            self._number = -1  # no file: a test's
 
     def write(self, text: str) -> None:
-        with self.lock or threading.Lock():
+        """Write whole lines, or keep them while the reader is slow."""
+        if self._number < 0:
+            with self._lock:
+                self._stream.write(text)
+                self._stream.flush()
+            return
+        data = text.encode(getattr(self._stream, "encoding", None) or "utf-8", "backslashreplace")
+        with self._lock:
+            if len(self._waiting) + len(data) > _WAITING:
+                self.dropped += text.count("\n")
+                return
+            self._waiting += data
+            self._flush()
+
+    def flush(self, seconds: float = 0.0) -> None:
+        """Write what waits, as far as the reader takes it within this time."""
+        end = time.monotonic() + seconds
+        with self._lock:
+            while self._waiting and self._flush(max(0.0, end - time.monotonic())):
+                pass
+
+    def _flush(self, seconds: float = 0.0) -> bool:
+        """Write as long as that blocks nobody; tell whether the reader took anything."""
+        took = False
+        while self._waiting and self._is_writable(0.0 if took else seconds):
             try:
-                self.stream.write(text + self.terminator)
-                self.stream.flush()
-            except Exception:
-                self.handleError(_record(text))
+                del self._waiting[:os.write(self._number, bytes(self._waiting[:_AT_ONCE]))]
+            except OSError:  # nobody will ever read it
+                del self._waiting[:]
+            took = True
+        return took
+
+    def _is_writable(self, seconds: float) -> bool:
+        if not hasattr(select, "poll"):
+            return True
+        poll = select.poll()
+        poll.register(self._number, select.POLLOUT)
+        return bool(poll.poll(seconds * 1000))
 
 
-def set_up(log_format: str, out: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> None:
-    """Send the lines of requests to `out` and all other messages of the gateway to `errors`."""
-    handler = _Lines(out)
+class Lines(logging.Handler):
+    """Messages to an `Output`."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self.output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message as a line."""
+        try:
+            self.output.write(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+
+def write(lines: List[str]) -> None:
+    """Log lines at level INFO, without a record for each where only `set_up` listens."""
+    handlers = logger.handlers
+    if len(handlers) == 1 and type(handlers[0]) is Lines and not (logger.propagate or logger.filters):
+        handlers[0].output.write("\n".join(lines) + "\n")
+        return
+    for text in lines:
+        logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None))
+
+
+def flush(seconds: float = 0.0) -> None:
+    """Write what waits for its readers."""
+    for output in _outputs:
+        output.flush(seconds)
+
+
+def dropped() -> int:
+    """Return how many lines have been dropped since this was asked last."""
+    count = sum(output.dropped for output in _outputs)
+    for output in _outputs:
+        output.dropped = 0
+    return count
+
+
+def set_up(log_format: str, out: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> Output:
+    """Send the lines of requests to `out` and all other messages of the gateway to `errors`; return the first."""
+    _outputs[:] = [Output(out), Output(errors)]
+    handler = Lines(_outputs[0])
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     package = logging.getLogger("vllm_bridge")
-    others = logging.StreamHandler(errors)
+    others = Lines(_outputs[1])
     formatter = _JsonFormatter() if log_format == "json" else _TextFormatter()
     formatter.converter = time.gmtime
     others.setFormatter(formatter)
     package.addHandler(others)
     package.setLevel(logging.WARNING)
+    return _outputs[0]
 
 
 class _TextFormatter(logging.Formatter):

@@ -1,10 +1,9 @@
 """What the gateway counts, and its text for Prometheus (exposition format 0.0.4)."""
 
-import threading
 from bisect import bisect_left
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from ..server.board import Board, Series
+from .counters import Counters, Row
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -23,38 +22,33 @@ _FAMILIES: Tuple[Tuple[str, str, str], ...] = (
     ("vllm_bridge_retries_total", "counter", "Requests sent to a server once more."),
     ("vllm_bridge_fallbacks_total", "counter", "Requests sent to a fallback model."),
     ("vllm_bridge_cooled_servers", "gauge", "Servers that could not be reached and have not answered again."),
+    ("vllm_bridge_log_lines_dropped_total", "counter", "Lines of the log that nobody was there to read."),
 )
 
 
 class Metrics:
-    """Count requests, in every process of the gateway; `workers` is their number."""
+    """Count requests, in every process of the gateway; `workers` is their number.
+
+    Within a process the caller sees to it that one thread at a time calls.
+    """
 
     def __init__(self, workers: int = 1) -> None:
-        self._board = Board(workers)
-        self._lock = threading.Lock()
-        self._rows: Dict[Any, Series] = {}
-        self._ends: Dict[Tuple[str, str, int], Tuple[Series, ...]] = {}
+        self._counters = Counters(workers)
+        self._rows: Dict[Any, Row] = {}
+        self._of_request: Dict[Tuple[str, str, int], Tuple[Row, ...]] = {}
         self._models: Dict[str, str] = {}
-        self.cooling = 0  # servers, as this process saw it last
 
     def claim(self, worker: int) -> None:
         """Count for this worker; to be called once in each process after the fork."""
-        self._board.claim(worker)
-        self._rows, self._ends = {}, {}
-        self.cooling = 0
+        self._rows, self._of_request = {}, {}
+        self._counters.claim(worker)
 
     def close(self) -> None:
         """Give the shared memory back."""
-        self._rows, self._ends = {}, {}
-        self._board.close()
+        self._rows, self._of_request = {}, {}
+        self._counters.close()
 
-    def begin(self, operation: str) -> None:
-        """Count a request as running."""
-        row = self._row(("vllm_bridge_requests_in_flight", operation), _in_flight)
-        with self._lock:
-            row.add(1)
-
-    def end(
+    def count(
         self,
         operation: str,
         model: Optional[str],
@@ -68,41 +62,41 @@ class Metrics:
         """Count a request as answered; `first` is the seconds until its first token."""
         name = self._model(model, status)
         key = (operation, name, status)
-        rows = self._ends.get(key)
+        rows = self._of_request.get(key)
         if rows is None:
-            rows = self._ends[key] = self._ends_of(*key)
-        running, total, duration, prompt, completion = rows
-        with self._lock:
-            running.cells[running.at] -= 1
-            total.cells[total.at] += 1
-            _observe(duration, seconds)
-            prompt.cells[prompt.at] += tokens[0]
-            completion.cells[completion.at] += tokens[1]
-            if first is not None:
-                _observe(self._row(("vllm_bridge_first_token_seconds", operation, name), _histogram), first)
-            if retries:
-                self._row(("vllm_bridge_retries_total", operation), _by_operation).add(retries)
-            if fallbacks:
-                self._row(("vllm_bridge_fallbacks_total", operation), _by_operation).add(fallbacks)
+            rows = self._of_request[key] = self._rows_of(*key)
+        total, duration, prompt, completion = rows
+        total[0] += 1
+        prompt[0] += tokens[0]
+        completion[0] += tokens[1]
+        _observe(duration, seconds)
+        if first is not None:
+            _observe(self._row(_histogram, "first_token_seconds", operation=operation, model=name), first)
+        if retries:
+            self._row(_counter, "retries_total", operation=operation)[0] += retries
+        if fallbacks:
+            self._row(_counter, "fallbacks_total", operation=operation)[0] += fallbacks
 
-    def _ends_of(self, operation: str, name: str, status: int) -> Tuple[Series, ...]:
+    def _rows_of(self, operation: str, name: str, status: int) -> Tuple[Row, ...]:
         return (
-            self._row(("vllm_bridge_requests_in_flight", operation), _in_flight),
-            self._row(("vllm_bridge_requests_total", operation, name, status), _total),
-            self._row(("vllm_bridge_request_duration_seconds", operation, name), _histogram),
-            self._row(("vllm_bridge_tokens_total", operation, name, "prompt"), _tokens),
-            self._row(("vllm_bridge_tokens_total", operation, name, "completion"), _tokens),
+            self._row(_counter, "requests_total", operation=operation, model=name, status=status),
+            self._row(_histogram, "request_duration_seconds", operation=operation, model=name),
+            self._row(_counter, "tokens_total", operation=operation, model=name, direction="prompt"),
+            self._row(_counter, "tokens_total", operation=operation, model=name, direction="completion"),
         )
 
-    def cooled(self, servers: int) -> None:
-        """Tell how many servers are cooling off, as this process sees it."""
-        if servers != self.cooling:
-            self.cooling = servers
-            self._board.series("gauge vllm_bridge_cooled_servers{}").set(servers)
+    def state(self, in_flight: Mapping[str, int], cooled: int, dropped: int) -> None:
+        """Tell how this process stands: requests under way, servers that cool off, lines lost since the last time."""
+        for operation, number in in_flight.items():
+            self._row(_gauge, "requests_in_flight", operation=operation)[0] = number
+        if cooled or (_gauge, "cooled_servers") in self._rows:
+            self._row(_gauge, "cooled_servers")[0] = cooled
+        if dropped:
+            self._row(_counter, "log_lines_dropped_total")[0] += dropped
 
     def text(self) -> bytes:
         """Return the numbers of all processes."""
-        totals = self._board.totals()
+        totals = self._counters.totals()
         lines: List[str] = []
         for name, kind, text in _FAMILIES:
             lines += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (name, kind)]
@@ -112,10 +106,12 @@ class Metrics:
                     lines += _printed(name, kind, label[len(name) + 1:-1], totals[key])
         return ("\n".join(lines) + "\n").encode("utf-8")
 
-    def _row(self, key: Tuple[Any, ...], describe: "Callable[..., Tuple[str, int]]") -> Series:
+    def _row(self, describe: "Callable[[str], Tuple[str, int]]", name: str, **labels: Any) -> Row:
+        key = (describe, name, *labels.values())
         row = self._rows.get(key)
         if row is None:
-            row = self._rows[key] = self._board.series(*describe(*key))
+            text = ",".join('%s="%s"' % (label, _escaped(str(value))) for label, value in labels.items())
+            row = self._rows[key] = self._counters.row(*describe("vllm_bridge_%s{%s}" % (name, text)))
         return row
 
     def _model(self, model: Optional[str], status: int) -> str:
@@ -130,40 +126,27 @@ class Metrics:
         return label
 
 
-def _observe(row: Series, seconds: float) -> None:
-    cells, at = row.cells, row.at
-    cells[at + bisect_left(_BOUNDS, seconds)] += 1
-    cells[at + len(_BOUNDS) + 1] += seconds
-
-
-def _labels(**labels: Any) -> str:
-    return ",".join('%s="%s"' % (name, _escaped(str(value))) for name, value in labels.items())
+def _observe(row: Row, seconds: float) -> None:
+    row[bisect_left(_BOUNDS, seconds)] += 1
+    row[len(_BOUNDS) + 1] += seconds
 
 
 def _escaped(text: str) -> str:
     text = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    # Neither a line end of another kind nor half a surrogate pair may reach the text of the board.
+    # Neither a line end of another kind nor half a surrogate pair may reach the names of the shared memory.
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
-def _in_flight(name: str, operation: str) -> Tuple[str, int]:
-    return "gauge %s{%s}" % (name, _labels(operation=operation)), 1
+def _counter(name: str) -> Tuple[str, int]:
+    return "count " + name, 1
 
 
-def _total(name: str, operation: str, model: str, status: int) -> Tuple[str, int]:
-    return "count %s{%s}" % (name, _labels(operation=operation, model=model, status=status)), 1
+def _gauge(name: str) -> Tuple[str, int]:
+    return "gauge " + name, 1
 
 
-def _histogram(name: str, operation: str, model: str) -> Tuple[str, int]:
-    return "count %s{%s}" % (name, _labels(operation=operation, model=model)), len(_BOUNDS) + 2
-
-
-def _tokens(name: str, operation: str, model: str, direction: str) -> Tuple[str, int]:
-    return "count %s{%s}" % (name, _labels(operation=operation, model=model, direction=direction)), 1
-
-
-def _by_operation(name: str, operation: str) -> Tuple[str, int]:
-    return "count %s{%s}" % (name, _labels(operation=operation)), 1
+def _histogram(name: str) -> Tuple[str, int]:
+    return "count " + name, len(_BOUNDS) + 2
 
 
 def _printed(name: str, kind: str, labels: str, row: List[float]) -> List[str]:

@@ -1,53 +1,51 @@
 """What each operation needs in its request, and how the provider's answer leaves: `OPERATIONS` as data."""
 
 import re
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from ..errors import BadRequestError, error_from_payload
-from ..http1.multipart import CONTROLS
-from ..api.forwarding import DONE, Tally
-from ..provider import BaseOpenAIProvider
-from ..client.reply import Reply
-from ..sse import encode
-from ..client.stream import Stream
 from ..api.body import object_of, to_json
+from ..api.decoding import Tally
+from ..api.forwarding import DONE
+from ..client.options import Trace
+from ..client.reply import Reply
+from ..client.stream import Stream
+from ..errors import error_from_payload
+from ..http1.multipart import CONTROLS
+from ..provider import BaseOpenAIProvider
+from ..server.request import Answer
+from ..sse import encode
+from .errors import invalid
 
-__all__ = ["Answer", "Asked", "OPERATIONS", "Operation", "Opened"]
+__all__ = ["Asked", "OPERATIONS", "Opened", "Operation"]
 
-Headers = List[Tuple[str, str]]
 Body = Dict[str, Any]
 JSON = "application/json"
+_FAILED = ("response.failed", "error")
 _LAST = ("response.completed", "response.incomplete", "response.failed", "response.cancelled", "error")
 
 
-class Answer(NamedTuple):
-    """A whole reply."""
-
-    status: int
-    body: bytes
-    content_type: str = JSON
-    headers: Tuple[Tuple[str, str], ...] = ()
-
-
-class Opened(NamedTuple):
-    """A stream whose first event is there: its frames as bytes, and how an error within it looks.
-
-    `passing` is the stream itself where its items are the frames.
-    """
-
-    stream: Stream[Any]
-    frames: Iterator[bytes]
-    failure: Callable[[Body], bytes]
-    passing: Optional[Stream[bytes]] = None
-
-
 class Asked(NamedTuple):
-    """What is asked of a provider: a body, also as JSON where that is at hand, and where to count tokens."""
+    """What is asked of a provider: a body, also as JSON where that is at hand, and what is noted of the call."""
 
     provider: BaseOpenAIProvider
     body: Body
     data: Optional[bytes]
-    tally: Tally
+    trace: Trace
+
+
+class Opened:
+    """A stream of which something is there, as the bytes of its blocks: those of chat and text completions."""
+
+    failed = False  # it has told of a failure itself
+    deltas: Optional[int] = None  # how many there were, where not every event is one
+
+    def __init__(self, stream: Stream[Any]) -> None:
+        self.stream = stream
+        self.blocks: Iterator[bytes] = iter(stream)
+
+    def failure(self, error: Body) -> bytes:
+        """Return the event that ends the stream because of an error; no ``[DONE]`` follows it."""
+        return encode(to_json({"error": error}).decode("ascii"))
 
 
 class Operation(NamedTuple):
@@ -58,14 +56,15 @@ class Operation(NamedTuple):
     missing: str
     answer: Callable[[Asked], Answer]
     stream: Optional[Callable[[Asked], Opened]] = None
+    passes: bool = False  # nothing of its main field has to be looked at, so that need not be parsed
 
     def check(self, body: Body) -> None:
-        """Raise `BadRequestError` for a request that lacks its main field (SPEC §10)."""
+        """Raise `BadRequestError` for a request that lacks its main field."""
         for name in self.required:
             value = body.get(name)
             if value is not None and value != []:
                 return
-        raise BadRequestError(self.missing, param=self.required[0], type="invalid_request_error")
+        raise invalid(self.missing, self.required[0])
 
 
 # ---------------------------------------------------------------- whole replies
@@ -82,11 +81,11 @@ _COUNT = re.compile(rb'"(prompt|completion)_tokens": ?([0-9]{1,15})')
 def _forwarded(operation: str) -> Callable[[Asked], Answer]:
     def answer(asked: Asked) -> Answer:
         reply = asked.provider.forward(operation, asked.body, asked.data)
-        _count(reply.body, asked.tally)
-        kind = reply.content_type
-        if kind != JSON and (not kind or CONTROLS.search(kind)):
-            kind = JSON
-        return Answer(200, reply.body, kind, passed_headers(reply))
+        if operation == "responses":
+            asked.trace.take(reply.read(lambda: object_of(reply.body)).get("usage"))
+        else:
+            _count(reply.body, asked.trace)
+        return Answer(200, passed_fields(reply), reply.body)
 
     return answer
 
@@ -105,95 +104,69 @@ def _count(body: bytes, tally: Tally) -> None:
             tally.completion_tokens = int(digits)
 
 
-def passed_headers(reply: Reply) -> Tuple[Tuple[str, str], ...]:
-    """Return the headers of a server's reply that its client gets to see."""
-    return tuple([pair for pair in reply.headers.items() if pair[0] not in _KEPT and _passes(*pair)])
+def passed_fields(reply: Reply) -> List[Tuple[str, str]]:
+    """Return the header fields of a server's reply that its client gets to see."""
+    kind = reply.content_type
+    fields = [("Content-Type", JSON if not kind or CONTROLS.search(kind) else kind)]
+    for name, value in reply.headers.items():
+        if name not in _KEPT and not name.startswith("access-control-") and not CONTROLS.search(value):
+            fields.append((name, value))
+    return fields
 
 
-def _passes(name: str, value: str) -> bool:
-    name = name.lower()
-    return not (name in _KEPT or name.startswith("access-control-") or CONTROLS.search(value))
+def _record(call: str) -> Callable[[Asked], Answer]:
+    def answer(asked: Asked) -> Answer:
+        record: Body = getattr(asked.provider, call)(**asked.body)
+        return Answer(200, [("Content-Type", JSON)], to_json(record))
 
-
-def _rerank(asked: Asked) -> Answer:
-    return _record(asked.provider.rerank(**asked.body), asked.tally)
-
-
-def _responses(asked: Asked) -> Answer:
-    reply = asked.provider.forward("responses", asked.body, asked.data)
-    asked.tally.take(reply.read(lambda: object_of(reply.body)).get("usage"))
-    return Answer(200, reply.body, reply.content_type or JSON, passed_headers(reply))
-
-
-def _transcription(asked: Asked) -> Answer:
-    return _record(asked.provider.transcription(**asked.body), asked.tally)
-
-
-def _record(record: Body, tally: Tally) -> Answer:
-    tally.take(record.get("usage"))
-    return Answer(200, to_json(record))
+    return answer
 
 
 # ---------------------------------------------------------------- streams
 
 
-def _frames_of(operation: str) -> Callable[[Asked], Opened]:
-    def open_stream(asked: Asked) -> Opened:
-        stream = asked.provider.forward_stream(operation, asked.body, asked.data)
-        return Opened(stream, iter(stream), error_frame, stream)
-
-    return open_stream
+def _forwarded_stream(operation: str) -> Callable[[Asked], Opened]:
+    return lambda asked: Opened(asked.provider.forward_stream(operation, asked.body, asked.data))
 
 
-def error_frame(error: Body) -> bytes:
-    """Return the event that ends a stream in chat's manner; no ``[DONE]`` follows it."""
-    return encode(to_json({"error": error}).decode("ascii"))
+class _Transcript(Opened):
+    """Events of a transcription, as objects."""
+
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked.provider.transcription_stream(**asked.body))
+        self.blocks = self._printed()
+
+    def _printed(self) -> Iterator[bytes]:
+        for event in self.stream:
+            yield event if type(event) is bytes else b"data: %s\n\n" % to_json(event)  # bytes: a comment
+        yield DONE
 
 
-def _transcription_stream(asked: Asked) -> Opened:
-    stream = asked.provider.transcription_stream(**asked.body)
-    return Opened(stream, _data_frames(stream, asked.tally), error_frame)
-
-
-def _data_frames(events: Iterator[Body], tally: Tally) -> Iterator[bytes]:
-    for event in events:
-        tally.take(event.get("usage"))
-        yield b"data: %s\n\n" % to_json(event)
-    yield DONE
-
-
-def _responses_stream(asked: Asked) -> Opened:
-    stream = asked.provider.responses_stream(**asked.body)
-    frames = _EventFrames(stream, asked.tally)
-    return Opened(stream, frames, frames.failure)
-
-
-class _EventFrames:
+class _Typed(Opened):
     """Events of the Responses API with their types in ``event:`` lines."""
 
-    def __init__(self, events: Iterator[Body], tally: Tally) -> None:
+    def __init__(self, asked: Asked) -> None:
         from ..api.responses import PartialResponse  # a gateway that is asked for chats alone does without
 
-        self._events = events
-        self._tally = tally
+        super().__init__(asked.provider.responses_stream(**asked.body))
+        self.blocks = map(self._printed, self.stream)
+        self.deltas = 0
         self._next = 0  # the sequence number that an error would have
         self._ended = False
         self._so_far = PartialResponse()
 
-    def __iter__(self) -> "Iterator[bytes]":
-        return self
-
-    def __next__(self) -> bytes:
-        event = next(self._events)
+    def _printed(self, event: Any) -> bytes:
+        if type(event) is bytes:  # a comment
+            return event
         self._so_far.feed(event)
         number = event.get("sequence_number")
         if isinstance(number, int):
             self._next = number + 1
-        response = event.get("response")
-        if isinstance(response, Mapping):
-            self._tally.take(response.get("usage"))
         kind = str(event.get("type"))
+        if kind.endswith(".delta"):
+            self.deltas = (self.deltas or 0) + 1
         self._ended = self._ended or kind in _LAST
+        self.failed = self.failed or kind in _FAILED
         if not kind.isprintable():  # a line end in it would end the event
             kind = "message"
         return b"event: %s\ndata: %s\n\n" % (kind.encode("utf-8", "replace"), to_json(event))
@@ -210,12 +183,14 @@ OPERATIONS: Dict[str, Operation] = {
     operation.name: operation
     for operation in (
         Operation("chat_completion", ("messages",), "messages is required for chat completion",
-                  _forwarded("chat_completion"), _frames_of("chat_completion")),
+                  _forwarded("chat_completion"), _forwarded_stream("chat_completion")),
         Operation("text_completion", ("prompt", "prompt_embeds"), "prompt is required for text completion",
-                  _forwarded("text_completion"), _frames_of("text_completion")),
-        Operation("embedding", ("input", "messages"), "input is required for embeddings", _forwarded("embedding")),
-        Operation("rerank", ("query",), "query is required for rerank, and must not be blank", _rerank),
-        Operation("responses", ("input",), "input is required for responses", _responses, _responses_stream),
-        Operation("transcription", ("file",), "file is required", _transcription, _transcription_stream),
+                  _forwarded("text_completion"), _forwarded_stream("text_completion"), True),
+        Operation("embedding", ("input", "messages"), "input is required for embeddings",
+                  _forwarded("embedding"), None, True),
+        Operation("rerank", ("query",), "query is required for rerank, and must not be blank", _record("rerank")),
+        Operation("responses", ("input",), "input is required for responses",
+                  _forwarded("responses"), _Typed),
+        Operation("transcription", ("file",), "file is required", _record("transcription"), _Transcript),
     )
 }

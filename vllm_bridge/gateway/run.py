@@ -1,27 +1,40 @@
 """Running the gateway: the banner, the server, its worker processes."""
 
-import logging
 import socket
 import sys
 import threading
-from typing import Any, Dict, List, Optional, TextIO, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, TextIO, Tuple
 
 from ..config.settings import Key
-from ..errors import BridgeError
+from ..errors import BridgeError, ConfigError
+from ..server import workers
+from ..server.listener import Server, listen
 from ..version import __version__
 from ..vllm import VLLMProvider
 from . import access_log
-from ..server import workers
 from .app import Gateway
-from ..server.listener import GatewayServer, listen
-from .settings import Settings
+from .settings import SETTINGS, Settings, read
 
-__all__ = ["serve"]
+if TYPE_CHECKING:
+    from argparse import Namespace
 
-logger = logging.getLogger("vllm_bridge.gateway")
+__all__ = ["main", "serve"]
 
 _ANSWER_WITHIN = 3.0  # seconds that a server has to name its models for the banner
 _MODELS_SHOWN = 5
+_LAST_JOIN = 0.5  # seconds at the end for servers that have not named theirs
+
+
+def main(namespace: "Namespace") -> int:
+    """Run the gateway until it is told to stop; return the exit code, 2 for wrong settings."""
+    flags = {setting.name: getattr(namespace, setting.name, None) for setting in SETTINGS}
+    try:
+        settings = read(flags)
+        settings.check_address()
+    except ConfigError as error:
+        print("vllm-bridge: %s" % error.message, file=sys.stderr)
+        return 2
+    return serve(settings)
 
 
 def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[TextIO] = None) -> int:
@@ -30,9 +43,8 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
     The banner and the access log go to `out`, everything else to `errors`. Raises `ConfigError`.
     """
     settings.check_address()
-    out = sys.stdout if out is None else out
     errors = sys.stderr if errors is None else errors
-    access_log.set_up(settings.log_format, out, errors)
+    lines = access_log.set_up(settings.log_format, sys.stdout if out is None else out, errors)
     try:
         sock = listen(settings.host, settings.port)
     except OSError as error:
@@ -40,18 +52,21 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
         print("vllm-bridge: cannot listen on %s:%d: %s" % (settings.host, settings.port, reason), file=errors)
         return 1
     gateway = Gateway(settings)
-    banner = _Banner(settings, sock, out)
+    banner = _Banner(settings, sock, lines)
 
-    def make_server(listener: socket.socket, index: int) -> GatewayServer:
-        gateway.metrics.claim(index)
+    def make_server(listener: socket.socket, index: int) -> Server:
+        gateway.journal.claim(index)
         if index == 0:
             banner.show_servers()
-        return GatewayServer(
+        return Server(
             gateway,
             sock=listener,
             max_connections=settings.max_connections,
             graceful_timeout=settings.graceful_timeout,
-            max_body=settings.max_body,
+            keep_alive_timeout=settings.keep_alive_timeout,
+            header_timeout=settings.header_timeout,
+            body_timeout=settings.body_timeout,
+            write_timeout=settings.write_timeout,
             multiprocess=settings.workers > 1,
         )
 
@@ -72,7 +87,7 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
 class _Banner:
     """Says where the gateway is, and which servers and models stand behind it; asking them holds nothing up."""
 
-    def __init__(self, settings: Settings, sock: socket.socket, out: TextIO) -> None:
+    def __init__(self, settings: Settings, sock: socket.socket, out: access_log.Output) -> None:
         self._settings = settings
         self._address: Tuple[Any, ...] = sock.getsockname()
         self._out = out
@@ -87,10 +102,9 @@ class _Banner:
         if self._json:
             self._print_json({"message": "listening", "url": url, "version": __version__})
             return
-        print("vllm-bridge %s listens on %s (base_url for OpenAI clients: %s/v1)" % (__version__, url, url),
-              file=self._out, flush=True)
+        self._out.write("vllm-bridge %s listens on %s (base_url for OpenAI clients: %s/v1)\n" % (__version__, url, url))
         if self._settings.insecure and not self._settings.api_keys:
-            print("  without an API key: everybody who reaches this address can use it", file=self._out, flush=True)
+            self._out.write("  without an API key: everybody who reaches this address can use it\n")
 
     def worker_started(self, index: int, pid: int) -> None:
         """Remember in the parent that the first worker shows the servers; its successor need not."""
@@ -103,9 +117,9 @@ class _Banner:
             self._thread.start()
 
     def close(self) -> None:
-        """Wait for the thread."""
+        """Wait for the thread a moment."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_LAST_JOIN)
 
     def _ask(self) -> None:
         keys = [key for key in self._settings.provider.resolved_keys() if key.enabled]
@@ -122,13 +136,14 @@ class _Banner:
             if self._json:
                 self._print_json({"message": "server", "url": key.url, "name": key.name, "models": found.get(at)})
             else:
-                print("  %s  %s" % (label, found.get(at, "")), file=self._out, flush=True)
+                self._out.write("  %s  %s\n" % (label, found.get(at, "")))
 
     def _models(self, key: Key) -> str:
         config = self._settings.provider.replace(keys=[key])
         try:
             with VLLMProvider(config=config, timeout=_ANSWER_WITHIN, max_retries=0) as provider:
-                names: List[str] = [str(model.get("id")) for model in provider.list_models()["data"]]
+                listed = provider.with_options(deadline=_ANSWER_WITHIN).list_models()
+                names: List[str] = [str(model.get("id")) for model in listed["data"]]
         except BridgeError as error:
             return "does not answer yet: %s" % error.message
         more = ", and %d more" % (len(names) - _MODELS_SHOWN) if len(names) > _MODELS_SHOWN else ""
@@ -137,4 +152,4 @@ class _Banner:
     def _print_json(self, entry: Dict[str, Any]) -> None:
         import json
 
-        print(json.dumps(entry), file=self._out, flush=True)
+        self._out.write(json.dumps(entry) + "\n")

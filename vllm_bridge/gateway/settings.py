@@ -4,13 +4,16 @@
 """
 
 import os
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ..config import environment, file as config_file, validate
 from ..config.settings import Key, ProviderConfig
 from ..errors import ConfigError
 
-__all__ = ["SETTINGS", "Setting", "Settings", "read"]
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+__all__ = ["SETTINGS", "Setting", "Settings", "add_arguments", "read"]
 
 PREFIX = "VLLM_BRIDGE_"
 _MIB = 1024 * 1024
@@ -102,13 +105,23 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("timeout", _positive, None, "SECONDS", "longest silence of a server before its answer (default: 300)"),
     Setting("stream_idle_timeout", _positive, None, "SECONDS", "longest silence within a stream (default: 120)"),
     Setting("config", _text, None, "FILE", "JSON config file"),
+    Setting("sse_keep_alive_interval", _number, 0, "SECONDS", "silence of a server after which a stream's client gets "
+            "a comment; 0 sends none but the server's own (default: 0)"),
     Setting("workers", _count, 1, "N", "processes (default: 1)"),
     Setting("max_body_mb", _positive, 100, "MIB", "longest request body (default: 100)"),
+    Setting("max_parsed_mb", _positive, 2, "MIB", "most of a JSON body that may stand outside of strings, which takes "
+            "long to read (default: 2)"),
     Setting("max_connections", _count, 1000, "N", "most open connections of each process (default: 1000)"),
     Setting("allowed_origin", _text, (), "ORIGIN", "origin whose web pages may call; * allows all; may be given "
             "several times (default: those of this machine)", many=True),
     Setting("log_format", _log_format, "text", "FORMAT", "text or json (default: text)"),
     Setting("graceful_timeout", _number, 30, "SECONDS", "time that running answers get to finish (default: 30)"),
+    Setting("keep_alive_timeout", _positive, 75, "SECONDS", "pause between two requests after which a connection is "
+            "closed; longer than that of the balancer in front (default: 75)"),
+    Setting("header_timeout", _positive, 20, "SECONDS", "time for the head of a request (default: 20)"),
+    Setting("body_timeout", _positive, 30, "SECONDS", "longest silence within the body of a request (default: 30)"),
+    Setting("write_timeout", _positive, 60, "SECONDS", "time that a client may take nothing of its answer "
+            "(default: 60)"),
     Setting("insecure", _switch, False, "", "listen on other addresses than this machine's without an API key"),
     Setting("native_responses", _native, None, "", "send Responses to the servers' own /v1/responses; "
             "auto: where they have it"),
@@ -133,7 +146,13 @@ class Settings:
         self.max_connections: int = chosen["max_connections"]
         self.allowed_origins: Tuple[str, ...] = tuple(chosen["allowed_origin"])
         self.log_format: str = chosen["log_format"]
+        self.max_parsed = int(chosen["max_parsed_mb"] * _MIB)  # bytes
         self.graceful_timeout: float = chosen["graceful_timeout"]
+        self.keep_alive_timeout: float = chosen["keep_alive_timeout"]
+        self.header_timeout: float = chosen["header_timeout"]
+        self.body_timeout: float = chosen["body_timeout"]
+        self.write_timeout: float = chosen["write_timeout"]
+        self.sse_keep_alive_interval: float = chosen["sse_keep_alive_interval"]
         self.insecure: bool = chosen["insecure"]
 
     def check_address(self) -> None:
@@ -148,9 +167,24 @@ class Settings:
         return "Settings(%s:%d, %r)" % (self.host, self.port, self.provider)
 
 
+_SWITCHES = frozenset(("insecure", "native_responses"))  # flags that stand for "true" without a word behind them
 _SERVED = frozenset((
-    "host port workers max_body_mb max_connections allowed_origin log_format graceful_timeout insecure"
+    "host port workers max_body_mb max_parsed_mb max_connections allowed_origin log_format graceful_timeout insecure "
+    "keep_alive_timeout header_timeout body_timeout write_timeout sse_keep_alive_interval"
 ).split())
+
+
+def add_arguments(parser: "ArgumentParser") -> None:
+    """Add the gateway's flags to a parser; what is not given stays ``None``."""
+    for setting in SETTINGS:
+        options: Dict[str, Any] = {"dest": setting.name, "default": None, "help": setting.help}
+        if setting.name in _SWITCHES:
+            options.update(nargs="?", const="true", metavar="WORD")
+        else:
+            options["metavar"] = setting.metavar
+        if setting.many:
+            options["action"] = "append"
+        parser.add_argument(_flag_path(setting.name), **options)
 
 
 def read(flags: Optional[Mapping[str, Any]] = None, environ: Optional[Mapping[str, str]] = None) -> Settings:
@@ -184,7 +218,7 @@ _Given = Dict[str, Tuple[str, Any]]  # name → (path for messages, checked valu
 
 def _from_flags(flags: Mapping[str, Any]) -> _Given:
     return {
-        setting.name: ("--" + setting.name.replace("_", "-"), _checked(setting, flags[setting.name], _flag_path))
+        setting.name: (_flag_path(setting.name), _checked(setting, flags[setting.name], _flag_path))
         for setting in SETTINGS
         if flags.get(setting.name) is not None
     }

@@ -3,7 +3,6 @@
 import logging
 import socket
 import time
-from http.client import responses as _PHRASES
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional, Tuple
 
@@ -11,7 +10,7 @@ from ..errors import RequestCancelledError
 from ..http1 import wait
 from ..http1.head import ProtocolError, RequestHead, field_block, find_head_end, parse_request_head
 from .body import RequestBody
-from .request import Answer, Request
+from .request import PHRASES, Answer, Request
 
 if TYPE_CHECKING:
     from .listener import Server
@@ -225,7 +224,7 @@ class Connection(BaseHTTPRequestHandler):
         elif request.version == "HTTP/1.0":
             framing += "Connection: keep-alive\r\n"
         return ("HTTP/1.1 %d %s\r\n%s%s%s\r\n" % (
-            status, _PHRASES.get(status, ""), fields, self.server.date_line(), framing
+            status, PHRASES.get(status, ""), fields, self.server.date_line(), framing
         )).encode("latin-1")
 
     def _send_blocks(self, blocks: Iterator[bytes], chunked: bool) -> None:

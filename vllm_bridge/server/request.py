@@ -3,12 +3,16 @@
 The same application runs on `server.listener` and, through `server.wsgi`, under any WSGI server.
 """
 
+from http.client import responses
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Protocol, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
 from ..http1.wait import Client
 
-__all__ = ["Answer", "Application", "Body", "Request"]
+__all__ = ["Answer", "Application", "Body", "PHRASES", "Request"]
+
+# Python's are RFC 9110's (§15) but for two; nginx's 499 is what becomes of a client that did not wait.
+PHRASES = {**responses, 413: "Content Too Large", 414: "URI Too Long", 499: "Client Closed Request"}
 
 
 class Body(Protocol):

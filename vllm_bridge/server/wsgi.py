@@ -1,12 +1,11 @@
 """An application of request.py under any WSGI server (PEP 3333)."""
 
-from http.client import responses as _PHRASES
 from typing import Any, Callable, Dict, Iterable, Iterator
 from urllib.parse import quote
 
 from ..errors import RequestCancelledError
 from ..http1.head import ProtocolError
-from .request import Answer, Application, Request
+from .request import PHRASES, Answer, Application, Request
 
 __all__ = ["respond"]
 
@@ -31,7 +30,7 @@ def respond(application: Application, environ: Environ, start_response: StartRes
         fields.append(("Content-Length", str(len(answer.body))))
     sent = _Sent(application, request, answer)
     try:
-        start_response("%d %s" % (answer.status, _PHRASES.get(answer.status, "Other")), fields)
+        start_response("%d %s" % (answer.status, PHRASES.get(answer.status, "Other")), fields)
     except BaseException:
         sent.close()
         raise

@@ -1,0 +1,113 @@
+"""An error as the clients of each API expect it; nowhere else is one worded for them."""
+
+import errno
+import logging
+import math
+from typing import Any, Dict, List, Tuple
+
+from ..config.redaction import Redaction
+from ..config.settings import ProviderConfig
+from ..errors import (
+    APIConnectionError,
+    APIStatusError,
+    BadRequestError,
+    BridgeError,
+    IncompleteStreamError,
+    InternalServerError,
+    RequestCancelledError,
+    UnsupportedOperationError,
+    error_to_payload,
+    http_status,
+)
+from ..server.request import Answer
+from ..api.body import to_json
+from .journal import Entry
+
+__all__ = ["Errors", "invalid", "not_served", "refusal"]
+
+logger = logging.getLogger("vllm_bridge.gateway")
+
+_REFUSED = {408: "request_timeout", 413: "request_too_large", 500: "internal_error", 503: "too_many_connections"}
+_PLACES = 1.0  # seconds after which a place may be free again
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
+
+
+def invalid(message: str, param: Any = None) -> BadRequestError:
+    """Return the error for what a client got wrong."""
+    return BadRequestError(message, param=param, type="invalid_request_error")
+
+
+def not_served(status: int, code: str, message: str) -> APIStatusError:
+    """Return the error for a request that is not served, whatever is in it."""
+    return APIStatusError(message, type="invalid_request_error", code=code, status_code=status)
+
+
+def refusal(status: int, message: str) -> BridgeError:
+    """Return the error for what the HTTP server refuses."""
+    error = APIStatusError(
+        message, type="server_error" if status >= 500 else "invalid_request_error",
+        code=_REFUSED.get(status, "invalid_http"), status_code=status,
+    )
+    if status == 503:
+        error.retry_after = _PLACES
+    return error
+
+
+class Errors:
+    """Make answers and events of errors, without the servers' addresses and secrets in them."""
+
+    def __init__(self, config: ProviderConfig, provider_name: str) -> None:
+        self._redaction = Redaction(config)
+        self._provider_name = provider_name
+
+    def clean(self, message: str) -> str:
+        """Return a message without addresses and secrets."""
+        return self._redaction.clean(message)
+
+    def ours(self, entry: Entry, error: Exception, stopping: bool) -> BridgeError:
+        """Return the error as which a client is told of any that came up; what is our own goes to the log."""
+        if isinstance(error, RequestCancelledError) and stopping:
+            return APIStatusError(
+                "the gateway is being stopped and had no time left for this answer", type="server_error",
+                code="gateway_stopping", status_code=503,
+            )
+        if isinstance(error, BridgeError):
+            return error
+        if isinstance(error, RecursionError):  # read in a frame further up than where it had to be printed
+            return invalid("invalid request format: the JSON is nested too deeply")
+        logger.error("request %s: %s %s failed", entry.id, entry.method, ascii(entry.path), exc_info=error)
+        status = 507 if isinstance(error, OSError) and error.errno in _FULL else 500
+        return InternalServerError(
+            "the gateway failed on this request; its log says more", type="server_error", code="internal_error",
+            status_code=status,
+        )
+
+    def answer(self, entry: Entry, error: BridgeError) -> Answer:
+        """Return the answer that tells of an error."""
+        status, payload = self.told(entry, error)
+        fields: List[Tuple[str, str]] = [("Content-Type", "application/json")]
+        if error.retry_after is not None:
+            fields.append(("Retry-After", "%d" % math.ceil(error.retry_after)))
+        if status == 401 and error.code == "invalid_api_key":
+            fields.append(("WWW-Authenticate", "Bearer"))
+        if isinstance(error, UnsupportedOperationError):
+            payload["extra_fields"] = {"provider": self._provider_name, "request_type": entry.operation}
+        if entry.operation == "messages":
+            payload["type"] = "error"  # as Anthropic's clients expect it
+        return Answer(status, fields, to_json(payload))
+
+    def told(self, entry: Entry, error: BridgeError) -> Tuple[int, Dict[str, Any]]:
+        """Return the status and the payload that tell a client of an error, and log what the operator has to know."""
+        redirected = error.status_code is not None and 300 <= error.status_code < 400
+        if redirected or isinstance(error, (APIConnectionError, IncompleteStreamError)):
+            logger.warning("request %s: %s", entry.id, error.message)
+        payload = error_to_payload(error)
+        inner = payload["error"]
+        if redirected:
+            inner["message"] = "the vLLM server redirects, and redirects are not followed"
+            return 502, payload
+        if error.code == "tls_error":
+            inner["message"] = "no secure connection to the vLLM server; the gateway's log says more"
+        else:
+            inner["message"] = self._redaction.clean(inner["message"])
+        return http_status(error), payload
