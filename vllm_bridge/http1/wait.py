@@ -90,7 +90,7 @@ def has_left(client: Client) -> bool:
         return False
     try:
         return not client.recv(1, socket.MSG_PEEK)
-    except (BlockingIOError, InterruptedError):
+    except (BlockingIOError, InterruptedError, ValueError):  # ValueError: TLS cannot peek
         return False
     except OSError:
         return True
