@@ -1,4 +1,4 @@
-"""The benchmark's own parts: the fake server's replies, the load client, one client, medians and verdicts."""
+"""The benchmark's own parts: the fake server's replies, the load client, one client, medians and ratios."""
 
 import json
 import pathlib
@@ -16,9 +16,10 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it
 def rig() -> Iterator[Any]:
     sys.path.insert(0, str(SCRIPTS))
     try:
-        from bench_rig import clients, gateways, goals, processes, report
+        from bench_rig import clients, comparisons, gateways, processes, report
 
-        yield {"clients": clients, "gateways": gateways, "goals": goals, "processes": processes, "report": report}
+        yield {"clients": clients, "comparisons": comparisons, "gateways": gateways, "processes": processes,
+               "report": report}
     finally:
         sys.path.remove(str(SCRIPTS))
 
@@ -63,21 +64,19 @@ def test_the_load_client_counts_whole_replies_and_streams(rig: Any, address: str
             assert found["done"] > 0
 
 
-def test_medians_ratios_and_verdicts(rig: Any) -> None:
-    report, goals = rig["report"], rig["goals"]
-    rows = [{"name": "ours", "round": n, "chat": value} for n, value in enumerate((1.0, 9.0, 2.0))]
+def test_medians_and_ratios(rig: Any) -> None:
+    report, comparisons = rig["report"], rig["comparisons"]
+    rows = [{"name": "ours", "round": n, "chat": value, "chunk": 4.0} for n, value in enumerate((1.0, 9.0, 2.0))]
     medians = report.medians(rows + [{"name": "requests", "round": 0, "chat": 8.0}])
-    assert medians == {"ours": {"chat": 2.0}, "requests": {"chat": 8.0}}
-    less = goals.Goal("a", ("ours", "chat"), ("requests", "chat"), 0.2, 0.3)
-    more = less._replace(goal=0.3, bar=0.2, most=False)
-    assert goals.figure(less, medians) == 0.25
-    assert goals.verdict(less, 0.25) == goals.verdict(more, 0.25) == "bar met"
-    assert goals.verdict(less, 0.1) == goals.verdict(more, 0.4) == "goal met"
-    assert goals.verdict(less, 0.4) == goals.verdict(more, 0.1) == "missed"
-    assert goals.verdict(less, goals.figure(less._replace(over=("openai", "chat")), medians)) == "not measured"
-    assert goals.figure(less._replace(difference=True), medians) == -6.0
-    (row,) = report.goal_rows([less], medians, judged=False)
-    assert row["verdict"] == "" and "0.25" in report.goal_table([row])
+    assert medians == {"ours": {"chat": 2.0, "chunk": 4.0}, "requests": {"chat": 8.0}}
+    small = comparisons.Comparison("a", "chat", "requests")
+    assert comparisons.figure(small, medians) == 0.25
+    assert comparisons.figure(small._replace(difference=True), medians) == -6.0
+    assert comparisons.figure(small._replace(over="ours", under="chunk"), medians) == 0.5
+    assert comparisons.figure(small._replace(over=""), medians) == 2.0
+    missing = small._replace(over="openai")
+    assert comparisons.figure(missing, medians) is None
+    assert report.comparison_table(report.compared([small, missing], medians)).splitlines()[2:] == ["| a | 0.25 × |"]
 
 
 def test_the_command_names_its_parts() -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, Dict, List, Optional
 
-from . import gateways, goals, library, peers, report
+from . import comparisons, gateways, library, peers, report
 
 CLIENT_COLUMNS = (
     ("chat", "small chat call, CPU µs"), ("chunk", "streamed chunk, CPU µs"), ("embed", "32 × 1024 embeddings, CPU µs"),
@@ -33,7 +33,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each figure of a round (default: 1)")
     parser.add_argument("--gateway", action="append", choices=list(gateways.GATEWAYS), help="only this gateway; repeat")
-    parser.add_argument("--quick", action="store_true", help="one short round, without verdicts: does it all run?")
+    parser.add_argument("--quick", action="store_true", help="one short round, whose figures say nothing: does it all run?")
     parser.add_argument("--json", help="where the JSON goes (default: last.json in the cache)")
     parser.add_argument("--install-peers", action="store_true", help="install what is missing into %s" % peers.CACHE)
     args = parser.parse_args(argv)
@@ -46,7 +46,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         parser.error("it reads CPU times and memory from /proc, so it needs Linux")
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
-    result = measured(args.parts or list(PARTS), args.rounds, args.seconds, not args.quick, args.gateway)
+    result = measured(args.parts or list(PARTS), args.rounds, args.seconds, args.gateway)
     print_result(result)
     path = args.json or str(peers.CACHE / "last.json")
     if not args.json:
@@ -57,18 +57,13 @@ def main(argv: Optional[List[str]] = None) -> int:
     return 0
 
 
-def measured(
-    parts: List[str], rounds: int, seconds: float, judged: bool, only: Optional[List[str]] = None
-) -> Dict[str, Any]:
-    """Return the JSON document of a run: goals, medians and every round's rows."""
+def measured(parts: List[str], rounds: int, seconds: float, only: Optional[List[str]] = None) -> Dict[str, Any]:
+    """Return the JSON document of a run: comparisons, medians and every round's rows."""
     rows: List[Dict[str, Any]] = []
-    wanted: List[goals.Goal] = []
     if "library" in parts:
         rows += library.rounds(rounds, seconds, note)
     if "imports" in parts:
         rows += library.import_rounds(rounds, note)
-    if rows:
-        wanted += goals.LIBRARY
     clients = report.medians(rows)
     loaded: List[Dict[str, Any]] = []
     if "gateways" in parts:
@@ -77,17 +72,14 @@ def measured(
     return {
         "python": platform.python_version(), "machine": platform.machine(), "rounds": rounds, "seconds": seconds,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "goals": [
-            row for row in report.goal_rows(wanted, clients, judged)
-            + report.goal_rows(goals.GATEWAY if loaded else [], fronts, judged) if row["measured"] is not None
-        ],
+        "comparisons": report.compared(comparisons.LIBRARY, clients) + report.compared(comparisons.GATEWAY, fronts),
         "clients": clients, "gateways": fronts, "rows": rows + loaded,
     }
 
 
 def print_result(result: Dict[str, Any]) -> None:
     """Print the ratios, then the figures they come from."""
-    print(report.goal_table(result["goals"]))
+    print(report.comparison_table(result["comparisons"]))
     if result["clients"]:
         print("\n" + report.figure_table("client", result["clients"], CLIENT_COLUMNS))
     if result["gateways"]:

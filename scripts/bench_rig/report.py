@@ -3,7 +3,7 @@
 import statistics
 from typing import Any, Dict, Iterable, List, Sequence
 
-from .goals import Goal, Medians, figure, verdict
+from .comparisons import Comparison, Medians, figure
 
 
 def medians(rows: Iterable[Dict[str, Any]]) -> Medians:
@@ -17,27 +17,16 @@ def medians(rows: Iterable[Dict[str, Any]]) -> Medians:
             for name, measures in values.items()}
 
 
-def goal_rows(goals: Sequence[Goal], of: Medians, judged: bool) -> List[Dict[str, Any]]:
-    """Return the goals with what was measured; without verdicts where the run is too short for one."""
-    rows = []
-    for goal in goals:
-        value = figure(goal, of)
-        rows.append({
-            "what": goal.what, "goal": goal.goal, "bar": goal.bar, "most": goal.most, "unit": goal.unit,
-            "measured": value, "verdict": verdict(goal, value) if judged else "",
-        })
-    return rows
+def compared(comparisons: Sequence[Comparison], of: Medians) -> List[Dict[str, Any]]:
+    """Return the comparisons of which every part was measured, with what came."""
+    rows = [{"what": one.what, "unit": one.unit, "measured": figure(one, of)} for one in comparisons]
+    return [row for row in rows if row["measured"] is not None]
 
 
-def goal_table(rows: Sequence[Dict[str, Any]]) -> str:
-    """Return the goals as a Markdown table."""
-    lines = ["| what | measured | goal | bar | |", "|---|---|---|---|---|"]
-    for row in rows:
-        sign = "≤" if row["most"] else "≥"
-        lines.append("| %s | %s | %s %g %s | %s %g %s | %s |" % (
-            row["what"], "–" if row["measured"] is None else "%.3g %s" % (row["measured"], row["unit"]),
-            sign, row["goal"], row["unit"], sign, row["bar"], row["unit"], row["verdict"],
-        ))
+def comparison_table(rows: Sequence[Dict[str, Any]]) -> str:
+    """Return the comparisons as a Markdown table."""
+    lines = ["| what | measured |", "|---|---|"]
+    lines += ["| %s | %.3g %s |" % (row["what"], row["measured"], row["unit"]) for row in rows]
     return "\n".join(lines)
 
 
