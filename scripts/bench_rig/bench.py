@@ -33,7 +33,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each figure of a round (default: 1)")
     parser.add_argument("--gateway", action="append", choices=list(gateways.GATEWAYS), help="only this gateway; repeat")
-    parser.add_argument("--quick", action="store_true", help="one short round, whose figures say nothing: does it all run?")
+    parser.add_argument("--quick", action="store_true", help="one short round: does it all run?")
     parser.add_argument("--json", help="where the JSON goes (default: last.json in the cache)")
     parser.add_argument("--install-peers", action="store_true", help="install what is missing into %s" % peers.CACHE)
     args = parser.parse_args(argv)
