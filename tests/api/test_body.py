@@ -322,7 +322,8 @@ def test_what_stands_outside_strings_is_limited():
         assert read_object(data, 1000)
         with pytest.raises(APIStatusError, match="more than 100 bytes outside its strings .--max-parsed-mb") as raised:
             read_object(data, 100)
-        assert (raised.value.status_code, raised.value.code) == (413, "request_too_large")
+        error = raised.value
+        assert (error.status_code, error.code, error.type) == (413, "request_too_large", "invalid_request_error")
 
 
 # ---------------------------------------------------------------- looked through

@@ -354,11 +354,12 @@ def test_exactly_one_done(chunks, text):
     assert transcribed(chunks)[2] == [{"type": "transcript.text.done", "text": text}]
 
 
-def test_an_abort_raises_with_what_arrived():
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_abort_raises_with_what_arrived(reason):
     machine = TranscriptionReader()
     machine.feed(event({"choices": [{"delta": {"content": "half"}}]}))
     with pytest.raises(IncompleteStreamError) as caught:
-        machine.feed(event({"choices": [{"delta": {"content": " a"}, "finish_reason": "abort"}]}))
+        machine.feed(event({"choices": [{"delta": {"content": " a"}, "finish_reason": reason}]}))
     assert caught.value.partial == {"text": "half a"}
     assert machine.partial().text == "half a"
 
