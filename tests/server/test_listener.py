@@ -224,6 +224,7 @@ def test_an_idle_connection_gives_its_thread_to_a_new_one(monkeypatch: Any, capl
 
     with serving() as server, Client(server) as idle:
         idle.send(get()).reply()
+        until(lambda: bool(server.idle))
         monkeypatch.setattr(listener.threading.Thread, "start", start)
         with Client(server) as client:
             assert client.send(get()).reply()[0] == 200

@@ -13,6 +13,7 @@ __all__ = ["RequestBody"]
 
 _BLOCK = 256 * 1024
 _SKIPPED = 64 * 1024  # bytes of an unread body that are read to keep the connection
+_NO_LIMIT = 1 << 62
 _SLOWEST = 512  # bytes a second below which a client is cut off
 
 
@@ -23,7 +24,9 @@ class RequestBody:
     came after the body.
     """
 
-    __slots__ = ("_sock", "_reader", "_length", "_data", "_silence", "_waited", "_received", "_wants_leave", "_broken")
+    __slots__ = (
+        "_sock", "_reader", "_length", "_data", "_silence", "_waited", "_received", "_size", "_wants_leave", "_broken",
+    )
 
     def __init__(self, sock: socket.socket, head: RequestHead, data: bytes, silence: float) -> None:
         self._sock = sock
@@ -32,25 +35,22 @@ class RequestBody:
         self._data = data
         self._silence = silence
         self._waited = 0.0  # seconds
-        self._received = 0  # bytes of the body that the reader has seen
+        self._received = 0  # bytes that the reader has seen
+        self._size = 0  # bytes of the body that came out of them
         self._wants_leave = head.expect_continue and not data  # a client that sends it along needs no 100 Continue
         self._broken = False
 
     def read(self, limit: int) -> bytes:
         """Return all of it."""
-        blocks = list(self.blocks(limit))
+        blocks = []
+        while not self._reader.finished:
+            blocks.append(self._next(limit))
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def blocks(self, limit: int) -> Iterator[bytes]:
         """Yield it as it arrives."""
-        if self._length is not None and self._length > limit:
-            raise _too_long(limit)
-        size = 0
         while not self._reader.finished:
-            block = self._next()
-            size += len(block)
-            if size > limit:
-                raise _too_long(limit)
+            block = self._next(limit)
             if block:
                 yield block
 
@@ -71,16 +71,21 @@ class RequestBody:
     def skip(self) -> bytes:
         """Read and forget the rest of the body; return what came after it. Raises ProtocolError."""
         while not self._reader.finished:
-            self._next()
+            self._next(_NO_LIMIT)
         return self._reader.rest or self._data
 
-    def _next(self) -> bytes:
+    def _next(self, limit: int) -> bytes:
         if self._broken:
             raise ProtocolError(400, "the request body could not be read")
+        if self._length is not None and self._length > limit:
+            raise _too_long(limit)
         self._broken = True  # until it has come out well
         data, self._data = self._data or self._receive(), b""
         self._received += len(data)
         block = self._reader.feed(data)
+        self._size += len(block)
+        if self._size > limit:
+            raise _too_long(limit)
         self._broken = False
         return block
 

@@ -149,24 +149,24 @@ class Connection(BaseHTTPRequestHandler):
             head.method, head.target, head.version, head.fields, self._client, body, self.connection, server.is_over
         )
         counted = server.application.counts(request)
-        if counted and not server.take_place():
-            counted = False
-            begun = self._refused(request, 503, "this server does as much at once as it may; try again later")
-        else:
-            begun = self._answered(request)
+        full = counted and not server.take_place()
         try:
+            if full:
+                begun = self._refused(request, 503, "this server does as much at once as it may; try again later")
+            else:
+                begun = self._answered(request)
             keep = self._deliver(request, begun, head.keep_alive and body.skippable and not server.stopping)
         finally:
-            if counted:
-                server.give_place_back()
+            if counted and not full:
+                server.free_places.append(None)
         if keep:
             server.idle[self.connection] = 0.0
             try:
                 self._data = body.skip()
                 self.close_connection = False
             except (ProtocolError, RequestCancelledError):
-                pass
-        self._unread = not body.finished
+                keep = False
+        self._unread = not keep and not body.finished
 
     def _answered(self, request: Request) -> _Begun:
         """Let the application answer, and refuse where it fails."""
@@ -214,7 +214,8 @@ class Connection(BaseHTTPRequestHandler):
         except Exception:
             logger.error("the application failed on %s %r", request.method, request.path, exc_info=True)
         finally:
-            self._close(answer)
+            if blocks is not None:
+                self._close(answer)
             self.server.application.ended(request, answer, complete)
         return keep and complete
 
@@ -260,11 +261,10 @@ class Connection(BaseHTTPRequestHandler):
                 raise _Left(error) from None
 
     def _close(self, answer: Answer) -> None:
-        if not isinstance(answer.body, bytes):
-            try:
-                answer.body.close()
-            except Exception:
-                logger.error("an answer's body could not be closed", exc_info=True)
+        try:
+            answer.body.close()  # type: ignore[union-attr]
+        except Exception:
+            logger.error("an answer's body could not be closed", exc_info=True)
 
 
 def _begun(request: Request, answer: Answer) -> _Begun:

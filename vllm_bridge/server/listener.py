@@ -8,7 +8,7 @@ import threading
 import time
 from email.utils import formatdate
 from http.server import ThreadingHTTPServer
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from .connection import Connection
 from .request import Application
@@ -68,7 +68,7 @@ class Server(ThreadingHTTPServer):
         self.stopping = False
         self.idle: Dict[socket.socket, float] = {}  # connections without a request, longest first, and when they may go
         self.threads: Dict[socket.socket, threading.Thread] = {}  # one for each open connection
-        self._taken = 0  # places
+        self.free_places: List[None] = [None] * self.places  # one for each request that may still begin
         self._multiprocess = multiprocess
         self._lock = threading.Lock()
         self._stop_at = float("inf")
@@ -179,7 +179,7 @@ class Server(ThreadingHTTPServer):
             self._give_way()
             self._pause(0.05)
             return len(self.threads) < self.most_open
-        if self._multiprocess and self._taken >= self.places:
+        if self._multiprocess and not self.free_places:
             self._pause(_AFTER_OTHERS)
         return True
 
@@ -261,17 +261,12 @@ class Server(ThreadingHTTPServer):
     # ------------------------------------------------------------ what connections ask
 
     def take_place(self) -> bool:
-        """Take one of the places for requests; False if all are taken."""
-        with self._lock:
-            if self._taken >= self.places:
-                return False
-            self._taken += 1
-            return True
-
-    def give_place_back(self) -> None:
-        """Let another request have the place."""
-        with self._lock:
-            self._taken -= 1
+        """Take one of the places for requests; False if all are taken. It is given back to ``free_places``."""
+        try:
+            self.free_places.pop()
+        except IndexError:
+            return False
+        return True
 
     def date_line(self) -> str:
         """Return the Date header line of this second."""
