@@ -85,9 +85,9 @@ class Server(ThreadingHTTPServer):
         listener.setblocking(False)
         self.server_address = listener.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self._wake, self._waker = socket.socketpair()
+        self._wake, self.waker = socket.socketpair()
         self._wake.setblocking(False)
-        self._waker.setblocking(False)
+        self.waker.setblocking(False)
 
     # ------------------------------------------------------------ running
 
@@ -127,7 +127,7 @@ class Server(ThreadingHTTPServer):
         """Close the listening socket; the running connections are ``shutdown``'s matter."""
         super().server_close()
         self._wake.close()
-        self._waker.close()
+        self.waker.close()
 
     def is_over(self) -> bool:
         """Tell whether the time to stop is over, so that what still runs has to end."""
@@ -135,7 +135,7 @@ class Server(ThreadingHTTPServer):
 
     def _notify(self) -> None:
         try:
-            self._waker.send(b"x")
+            self.waker.send(b"x")
         except OSError:
             pass  # full: the loop will wake anyway; or closed: there is no loop any more
 

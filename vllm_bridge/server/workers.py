@@ -63,9 +63,12 @@ def _serve(server: Server, lifeline: Optional[socket.socket] = None) -> int:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
         before[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, stop)
         threading.Thread(target=_outlive, args=(lifeline, server), daemon=True, name="vllm-bridge-lifeline").start()
+    # A signal that comes just before the loop begins to wait would wake it with the next connection only.
+    wakeup = signal.set_wakeup_fd(server.waker.fileno(), warn_on_full_buffer=False)
     try:
         server.serve_forever()
     finally:
+        signal.set_wakeup_fd(wakeup)
         server.server_close()
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -123,6 +126,7 @@ class _Parent:
 
     def run(self) -> int:
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        wakeup = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         self._selector.register(self._wake, selectors.EVENT_READ)
         try:
             for index in range(self._count):
@@ -131,6 +135,7 @@ class _Parent:
             while self._workers or (self._due and self._stop_at is None):
                 self._turn()
         finally:
+            signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._selector.close()
@@ -142,10 +147,6 @@ class _Parent:
         if number == signal.SIGINT:
             self._interrupts += 1
         self._stop()
-        try:
-            self._waker.send(b"x")
-        except OSError:
-            pass
 
     def _stop(self) -> None:
         """Tell the workers to finish; on a second Ctrl-C, to stop at once."""
@@ -196,6 +197,7 @@ class _Parent:
     def _child(self, index: int, ours: socket.socket, theirs: socket.socket) -> None:  # pragma: no cover - in a fork
         code = _NOT_STARTED
         try:
+            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
