@@ -5,7 +5,7 @@ smuggled past one of them.
 """
 
 import re
-from typing import Collection, Dict, Optional, Tuple, Union
+from typing import Dict, Iterable, Optional, Tuple, Union
 
 __all__ = [
     "FIELD_VALUE", "HOP_BY_HOP", "ProtocolError", "RequestHead", "ResponseHead", "TOKEN", "field_block",
@@ -250,11 +250,12 @@ def find_head_end(buffer: Buffer, seen: int = 0, request: bool = True) -> int:
 # ---------------------------------------------------------------- writing
 
 
-def field_block(fields: Collection[Tuple[str, str]]) -> str:
+def field_block(fields: Iterable[Tuple[str, str]]) -> str:
     """Write header lines; raises ValueError where one would not be read back as it is."""
-    text = "".join(map("%s\0%s\r\n".__mod__, fields))
+    lines = list(map("%s\0%s\r\n".__mod__, fields))
+    text = "".join(lines)
     # NUL stands neither in names nor in values, so a colon or a line end in the wrong place is found.
-    if _WRITTEN.fullmatch(text) is None or text.count("\0") != len(fields):
+    if _WRITTEN.fullmatch(text) is None or text.count("\0") != len(lines):
         raise ValueError("a header name or value has a character that HTTP does not allow")
     return text.replace("\0", ": ")
 
