@@ -71,6 +71,9 @@ class Gateway:
     def __init__(self, settings: Settings, provider: Optional[BaseOpenAIProvider] = None) -> None:
         self.settings = settings
         self.provider = VLLMProvider(config=settings.provider) if provider is None else provider
+        self._provider = self.provider.with_options(
+            direct=True, keep_alive_interval=settings.sse_keep_alive_interval
+        )
         self.journal = Journal(metrics.Metrics(settings.workers), self.provider, settings.log_format)
         self._authentication = Authentication(settings.api_keys)
         self._cors = Cors(settings.allowed_origins)
@@ -231,10 +234,7 @@ class Gateway:
         """Return the provider for one request: who waits for it, where it is noted, the headers that are passed on."""
         fields = request.fields
         headers = {"X-Request-Id": entry.id}
-        options: Dict[str, Any] = {
-            "headers": headers, "client": request.gone, "trace": entry.trace,
-            "keep_alive_interval": self.settings.sse_keep_alive_interval,
-        }
+        options: Dict[str, Any] = {"headers": headers, "client": request.gone, "trace": entry.trace}
         if not _PASSED.keys().isdisjoint(fields):
             headers.update((_PASSED[name], value) for name, value in fields.items() if name in _PASSED)
         if _OWN in "\n".join(fields):  # no loop over all headers for those that hardly anybody sends
@@ -246,7 +246,7 @@ class Gateway:
                 elif name.startswith(_EXTRA) and name[len(_EXTRA):] not in _REFUSED and "_" not in name:
                     headers[name[len(_EXTRA):]] = value
         try:
-            return self.provider.with_options(**options)
+            return self._provider.with_options(**options)
         except ConfigError as error:
             raise invalid(error.message) from None
 
