@@ -33,7 +33,7 @@ PURE = {"api", "http1", "errors", "version", "sse"}
 NOT_PURE_IN_HTTP1 = {"http1.wait", "http1.limits", "http1.connection", "http1.tls", "http1.pool", "http1.timed_socket"}
 
 # These alone know requests.
-HTTP_ROOMS = {"client.session", "client.adapter", "client.failures"}
+HTTP_ROOMS = {"client.session", "client.adapter", "client.failures", "client.raw"}
 NOT_PURE = {"socket", "ssl", "select", "selectors", "threading", "_thread", "queue", "time", "asyncio", "subprocess",
             "signal", "http", "urllib.request", "requests", "urllib3", "concurrent", "multiprocessing", "random"}
 
