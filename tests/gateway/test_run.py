@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -111,6 +112,43 @@ def test_the_banner_the_log_and_the_end(echo: EchoServer) -> None:
                      rest)
     assert "hidden" not in rest
     assert process.errors == []
+
+
+def test_what_is_wrong_with_the_settings_is_told_before_the_banner(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"providers": {"openai": {}, "vllm": {
+        "keys": [{"value": "env.NO_SUCH_VARIABLE", "url": "http://127.0.0.1:9"}], "network_config": {"lean_http": True},
+    }}}))
+    with running("--config", str(config)) as process:
+        assert process.address
+        assert process.stop() == 0
+    told = [line for line in process.errors if line.startswith("vllm-bridge: ")]
+    assert len(told) == 3 and "'openai'" in told[0]
+    assert "lean_http: does nothing" in told[1] and "NO_SUCH_VARIABLE is not set" in told[2]
+
+
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("program", [["-m", "vllm_bridge", "serve"], [str(ROOT / "scripts" / "gateway.py")]])
+def test_a_service_needs_no_standard_streams(redirect: str, program: List[str], echo: EchoServer) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["sh", "-c", 'exec "$@" ' + redirect, "sh", sys.executable, *program, "--upstream", echo.url]
+    wrong = subprocess.run([*command, "--port", "-1"], env=environ, cwd=str(ROOT), stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, timeout=LONG)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count(b"\n") == ("2>" not in redirect) and b"Traceback" not in wrong.stderr
+    with subprocess.Popen([*command, "--port", str(port)], env=environ, cwd=str(ROOT)) as process:
+        until(lambda: is_open(port))
+        assert ask(("127.0.0.1", port), "POST", CHAT, chat("Hi")).status == 200
+        process.terminate()
+        assert process.wait(LONG) == 0
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_nothing_is_loaded_before_the_first_answer_that_it_can_do_without(echo: EchoServer) -> None:

@@ -71,12 +71,7 @@ def _run(argv: List[str], terminal: Terminal) -> int:
             from ..gateway.run import main as serve
 
             return serve(asked)
-        from .check import check  # the gateway starts without them
-        from .commands import COMMANDS
-
-        with _provider(asked) as provider:
-            run = check if asked.command == "check" else COMMANDS[asked.command]
-            return run(provider, asked, terminal)
+        return _ask(asked, terminal)
     except SystemExit as end:  # argparse has said why
         return int(end.code or 0)
     except (WrongUsage, ConfigError) as error:
@@ -86,9 +81,22 @@ def _run(argv: List[str], terminal: Terminal) -> int:
         terminal.complain("%s; here: --timeout SECONDS" % error)
     except BridgeError as error:
         terminal.complain(str(error))
+    return 1
+
+
+def _ask(asked: argparse.Namespace, terminal: Terminal) -> int:
+    from .check import check  # the gateway starts without them
+    from .commands import COMMANDS
+
+    run = check if asked.command == "check" else COMMANDS[asked.command]
+    try:
+        with _provider(asked) as provider:
+            return run(provider, asked, terminal)
+    except BridgeError:
+        raise
     except ODD_ANSWER as error:
         terminal.complain(odd_answer(error))
-    return 1
+        return 1
 
 
 def _provider(asked: argparse.Namespace) -> VLLMProvider:

@@ -8,7 +8,7 @@ import select
 import sys
 import threading
 import time
-from typing import Any, Dict, List, TextIO
+from typing import Any, Dict, List, Optional, TextIO
 
 __all__ = ["Lines", "Output", "dropped", "flush", "line", "logger", "set_up", "write"]
 
@@ -45,18 +45,20 @@ def _shown(value: Any) -> Any:
 class Output:
     """A stream of lines that nobody waits for: what its reader leaves lying is dropped, and counted."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Optional[TextIO]) -> None:
         self.dropped = 0  # lines
-        self._stream = stream
+        self._stream = stream  # None: it is closed, as where a service has no standard output
         self._lock = threading.RLock()  # a signal may be told of while a line is written
         self._waiting = bytearray()
         try:
-            self._number = stream.fileno()
+            self._number = -1 if stream is None else stream.fileno()
         except (AttributeError, OSError, ValueError):
             self._number = -1  # no file: a test's
 
     def write(self, text: str) -> None:
         """Write whole lines, or keep them while the reader is slow."""
+        if self._stream is None:
+            return
         if self._number < 0:
             with self._lock:
                 self._stream.write(text)
@@ -135,7 +137,7 @@ def dropped() -> int:
     return count
 
 
-def set_up(log_format: str, out: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> Output:
+def set_up(log_format: str, out: Optional[TextIO] = sys.stdout, errors: Optional[TextIO] = sys.stderr) -> Output:
     """Send the lines of requests to `out` and all other messages of the gateway to `errors`; return the first."""
     _outputs[:] = [Output(out), Output(errors)]
     handler = Lines(_outputs[0])

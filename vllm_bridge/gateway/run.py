@@ -1,5 +1,6 @@
 """Running the gateway: the banner, the server, its worker processes."""
 
+import logging
 import socket
 import sys
 import threading
@@ -28,12 +29,18 @@ _LAST_JOIN = 0.5  # seconds at the end for servers that have not named theirs
 def main(namespace: "Namespace") -> int:
     """Run the gateway until it is told to stop; return the exit code, 2 for wrong settings."""
     flags = {setting.name: getattr(namespace, setting.name, None) for setting in SETTINGS}
+    package = logging.getLogger("vllm_bridge")
+    early = logging.StreamHandler()  # on standard error: the log is set up by the settings
+    early.setFormatter(logging.Formatter("vllm-bridge: %(message)s"))
+    package.addHandler(early)
     try:
         settings = read(flags)
         settings.check_address()
     except ConfigError as error:
-        print("vllm-bridge: %s" % error.message, file=sys.stderr)
+        package.error("%s", error.message)
         return 2
+    finally:
+        package.removeHandler(early)
     return serve(settings)
 
 
