@@ -115,6 +115,7 @@ class BaseOpenAIProvider:
         config = provider_config(config)
         network = config.network_config
         self.config = config
+        self._shows_raw = config.send_back_raw_request or config.send_back_raw_response
         self._caller = Caller(config)
         self._options = Options(
             timeout=(network.connect_timeout_in_seconds, network.default_request_timeout_in_seconds),
@@ -302,9 +303,8 @@ class BaseOpenAIProvider:
         """
         wire = self._written(operation, body, data)
         reply = self._reply(operation, wire, wire.get("model"))
-        raw = self.config.send_back_raw_request or self.config.send_back_raw_response
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
-        if is_object and not raw and not self._needs_reading(operation, reply.body):
+        if is_object and not self._shows_raw and not self._needs_reading(operation, reply.body):
             return reply
         return reply.read(lambda: self._rewritten(operation, wire, reply))
 
@@ -375,7 +375,7 @@ class BaseOpenAIProvider:
         except BridgeError as error:
             reply.tell(error)
             raise
-        return self._finished(result, body, reply)
+        return result if self._options.trace is None and not self._shows_raw else self._finished(result, body, reply)
 
     def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
         try:
@@ -399,7 +399,7 @@ class BaseOpenAIProvider:
         config, trace = self.config, self._options.trace
         if trace is not None:
             trace.take(record.get("usage"))
-        if config.send_back_raw_request or config.send_back_raw_response:
+        if self._shows_raw:
             extra = record.setdefault("extra_fields", {})
             if not isinstance(extra, dict):
                 return record  # the server has a field of that name itself
