@@ -1,13 +1,15 @@
 """The application: keys, several servers, fallbacks, secrets, accounts."""
 
+import gc
 import io
 import json
 import re
 import socket
+import sys
 import threading
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple, cast
 
 import pytest
 
@@ -20,6 +22,7 @@ from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway import app as app_module
 from vllm_bridge.gateway import create_app
 from vllm_bridge.gateway.settings import Settings
+from vllm_bridge.server.request import Request as ServerRequest
 from vllm_bridge.vllm import VLLMProvider
 
 CHAT = "/v1/chat/completions"
@@ -587,3 +590,25 @@ def test_a_preflight_is_answered_whatever_the_path(echo: EchoServer) -> None:
         assert ask(address, "OPTIONS", CHAT, headers={"Origin": "https://ui.example"}).status == 401
         refused = ask(address, "POST", "/v1/nowhere", {}, {"Origin": "https://ui.example"})
         assert refused.headers["access-control-allow-origin"] == "https://ui.example"
+
+
+@pytest.mark.parametrize("body, status", [
+    (b'{"model":"m","messages":[%s0]}' % (b"1," * 2000), 413), (b'{"model":"m",}', 400), (b"[]", 400),
+])
+def test_nothing_holds_a_body_that_was_refused(body: bytes, status: int) -> None:
+    """One of 100 MB that waits for the garbage collector is 100 MB more that a server of 1 GB has to have."""
+    class Sent:
+        def read(self, limit: int) -> bytes:
+            return body
+
+    app = Gateway(Settings(ProviderConfig.from_dict({"keys": [{"url": "http://127.0.0.1:9"}]}), max_parsed_mb=0.001))
+    gc.disable()
+    try:
+        before = sys.getrefcount(body)
+        request = ServerRequest("POST", CHAT, "HTTP/1.1", {}, "127.0.0.1", cast(Any, Sent()))
+        answer = app.answer(request)
+        app.ended(request, answer, True)
+        assert answer.status == status and sys.getrefcount(body) == before
+    finally:
+        gc.enable()
+        app.close()

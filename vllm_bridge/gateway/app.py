@@ -183,7 +183,10 @@ class Gateway:
         try:
             body = read_object(data, self.settings.max_parsed)
         except APIStatusError as error:
-            body = _unread(operation, data, error)
+            known = _unread(operation, data) if error.status_code == 413 else None
+            if known is None:
+                raise
+            body = known
         return self._carried_out(request, entry, operation, body, data)
 
     def _form(self, request: Request, entry: Entry) -> Answer:
@@ -312,15 +315,15 @@ def _bare(name: str) -> str:
     return name[len(PREFIX):] if name.startswith(PREFIX) else name
 
 
-def _unread(operation: Operation, data: bytes, error: APIStatusError) -> Dict[str, Any]:
-    """Return what has to be known of a body that is too long to be parsed but only passes; else raise the error."""
-    if error.status_code != 413 or not operation.passes or not stands_once(data):
-        raise error
+def _unread(operation: Operation, data: bytes) -> Optional[Dict[str, Any]]:
+    """Return what has to be known of a body that is too long to be parsed, if it only passes and that is sure."""
+    if not operation.passes or not stands_once(data):
+        return None
     found = scan(data, _LOOKED_AT)
     if found is None or None in found.values() or not _NEEDED.issuperset(found):
-        raise error
+        return None
     if found.get("stream") and found.get("prompt") is ...:
-        raise error  # how many choices will end cannot be counted
+        return None  # how many choices will end cannot be counted
     found["..."] = ...  # all the rest: this body cannot be printed
     return found
 
