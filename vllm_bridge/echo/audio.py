@@ -4,19 +4,18 @@ import math
 import struct
 from email.parser import BytesParser
 from email.policy import HTTP
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from .directives import Plan
-from .generate import pieces, token_id
+from .generate import counts, ids, pieces
 from .refusal import Refusal, bad_request, detail, error_payload, invalid, missing, plain_bad_request, problem
-from .reply import Reply
+from .reply import Reply, World, headed
 
 _LANGUAGES = (
     "af ar hy az be bs bg ca zh hr cs da nl en et fi fr gl de el he hi hu is id it ja kn kk ko lv lt mk ms mr mi ne "
     "no fa pl pt ro ru sr sk sl es sw sv tl ta th tr uk ur vi cy").split()
 _LARGEST = 25 * 1024 * 1024
 _WINDOW = 30.0
-_TRUE = ("true", "1", "yes", "on")
 
 
 class Upload(NamedTuple):
@@ -27,24 +26,27 @@ class Upload(NamedTuple):
     content: bytes
 
 
-class Form:
-    """A parsed form: ``fields`` in the order sent, repeated names included, and the files by name."""
+class Form(Dict[str, str]):
+    """A parsed form: its fields, the last of each name; ``pairs`` as they were sent, and the ``files`` by name."""
 
-    def __init__(self, fields: List[Tuple[str, str]], files: Dict[str, Upload]) -> None:
-        self.fields = fields
+    def __init__(self, pairs: List[Tuple[str, str]], files: Dict[str, Upload]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
         self.files = files
-
-    def get(self, name: str, default: str = "") -> str:
-        """Return a field, the last of its name."""
-        return dict(self.fields).get(name, default)
 
     def true(self, name: str) -> bool:
         """Tell whether a field says yes."""
-        return self.get(name).lower() in _TRUE
+        return is_true(self.get(name))
 
 
-def read_form(content_type: str, body: bytes) -> Form:
+def is_true(value: Any) -> bool:
+    """Tell whether a field of a form or of a JSON body says yes."""
+    return str(value).lower() in ("true", "1", "yes", "on")
+
+
+def read_form(headers: Dict[str, str], body: bytes) -> Form:
     """Parse a multipart body. Raises Refusal as vLLM's parser does (audio_err_no_boundary, audio_err_bad_boundary)."""
+    content_type = headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
         raise invalid(missing("body.file", {}))
     if "boundary=" not in content_type:
@@ -53,7 +55,7 @@ def read_form(content_type: str, body: bytes) -> Form:
     message = BytesParser(policy=HTTP).parsebytes(head + body)
     if not message.is_multipart():
         raise detail(400, "Invalid multipart data.")
-    fields: List[Tuple[str, str]] = []
+    pairs: List[Tuple[str, str]] = []
     files: Dict[str, Upload] = {}
     for part in message.iter_parts():
         name = str(part.get_param("name", "", "content-disposition"))
@@ -61,15 +63,15 @@ def read_form(content_type: str, body: bytes) -> Form:
         content = raw if isinstance(raw, bytes) else b""
         filename = part.get_filename()
         if filename is None:
-            fields.append((name, content.decode("utf-8", "replace")))
+            pairs.append((name, content.decode("utf-8", "replace")))
         else:
             files[name] = Upload(filename, part.get_content_type(), content)
-    return Form(fields, files)
+    return Form(pairs, files)
 
 
 def heard(form: Form) -> str:
     """Return the text that the directives are read from: the field ``prompt``."""
-    return form.get("prompt")
+    return form.get("prompt", "")
 
 
 def seconds(content: bytes) -> float:
@@ -80,14 +82,14 @@ def seconds(content: bytes) -> float:
     return 1.0
 
 
-def checked(form: Form) -> Upload:
-    """Return the file of a form that vLLM accepts. Raises Refusal for what it refuses."""
+def checked(form: Form) -> None:
+    """Raise Refusal for a form that vLLM refuses."""
     upload = form.files.get("file")
     if upload is None:
         if form.get("file"):
             message = "Expected 'file' to be a file-like object, not 'str'."
             raise Refusal(422, error_payload(422, message, "Unprocessable Entity"))
-        raise invalid(missing("body.file", dict(form.fields)))
+        raise invalid(missing("body.file", dict(form)))
     _check_format(form)
     language = form.get("language")
     if language and language not in _LANGUAGES:
@@ -97,7 +99,6 @@ def checked(form: Form) -> Upload:
     if not upload.content:
         raise plain_bad_request("Invalid or corrupted audio data. Ensure the input is a valid audio or video file "
                                 "(e.g. a complete WAV, MP3, or MP4).")
-    return upload
 
 
 def _check_format(form: Form) -> None:
@@ -115,12 +116,12 @@ def _check_format(form: Form) -> None:
         raise bad_request("Stream options can only be defined when `stream=True`.", "stream_include_usage")
 
 
-def transcribe(form: Form, plan: Plan, identity: Dict[str, Any]) -> Reply:
+def transcribe(form: Form, plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
     """Answer a transcription: a text that names the file and its size, once for every 30 seconds of it.
 
     The audio itself is not looked at beyond a WAV file's header, so that any bytes may be sent.
     """
-    upload = checked(form)
+    upload = form.files["file"]
     duration = seconds(upload.content)
     windows = [_heard(upload, plan)] * max(1, math.ceil(duration / _WINDOW))
     tokens = sum(len(pieces(text)) + 1 for text in windows)
@@ -148,36 +149,21 @@ def _segment(index: int, text: str, end: float) -> Dict[str, Any]:
     start = index * _WINDOW
     return {"id": 0, "avg_logprob": -0.125, "compression_ratio": 0.5, "end": end, "no_speech_prob": None,
             "seek": int(start), "start": start, "temperature": 0.0, "text": text,
-            "tokens": [token_id(piece) for piece in pieces(text)]}
+            "tokens": ids(pieces(text))}
 
 
 def _chunks(form: Form, identity: Dict[str, Any], windows: List[str], finish: str) -> List[Dict[str, Any]]:
     """Return the chunks: every window ends with a finish reason of its own (audio_65s_stream)."""
     with_usage = form.true("stream_include_usage")
-    every = with_usage and form.true("stream_continuous_usage_stats")
     chunks = []
-    sent = 0
     for number, window in enumerate(windows):
-        texts = pieces(window if number == 0 else " " + window)
-        choices: List[Dict[str, Any]] = [{"delta": {"content": text}} for text in texts]
+        choices: List[Dict[str, Any]] = [
+            {"delta": {"content": text}} for text in pieces(window if number == 0 else " " + window)]
         choices.append({"delta": {"content": ""}, "finish_reason": finish, "stop_reason": None})
         for choice in choices:
-            sent += 1
-            chunks.append(_chunk(identity, [choice], _usage(len(windows), sent) if every else None))
+            chunks.append(headed(identity, "transcription.chunk", choices=[choice]))
+            if with_usage and form.true("stream_continuous_usage_stats"):
+                chunks[-1]["usage"] = counts(len(windows), len(chunks))
     if with_usage:
-        chunks.append(_chunk(identity, [], _usage(len(windows), sent)))
+        chunks.append(headed(identity, "transcription.chunk", choices=[], usage=counts(len(windows), len(chunks))))
     return chunks
-
-
-def _usage(prompt: int, completion: int) -> Dict[str, int]:
-    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
-
-
-def _chunk(identity: Dict[str, Any], choices: List[Dict[str, Any]],
-           counted: Optional[Dict[str, int]]) -> Dict[str, Any]:
-    chunk: Dict[str, Any] = {
-        "id": identity["id"], "object": "transcription.chunk", "created": identity["created"],
-        "model": identity["model"], "choices": choices}
-    if counted is not None:
-        chunk["usage"] = counted
-    return chunk

@@ -3,10 +3,11 @@
 from typing import Any, Dict, List, Optional
 
 from .directives import Plan
-from .generate import (FINGERPRINT, Generation, Token, answer, calls, candidates, generate, last_usage, length_check,
-                       logprob, pieces, prompt_logprobs, sampling_checks, text_of, thinks, token_id, usage, whole)
+from .generate import (FINGERPRINT, Generation, Token, answer, calls, candidates, generate, ids, in_turn, last_usage,
+                       length_check, logprob, pieces, prompt_logprobs, running_usage, sampling_checks, text_of, thinks,
+                       usage, whole)
 from .refusal import bad_request, plain_bad_request
-from .reply import Reply
+from .reply import Reply, World, headed
 
 _MOST_LOGPROBS = 20
 
@@ -23,11 +24,9 @@ def _last(body: Dict[str, Any]) -> Dict[str, Any]:
     return (spoken or messages or [{}])[-1]
 
 
-def chat(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], longest: int) -> Reply:
-    """Answer a chat; ``identity`` holds id, created and model, ``longest`` the model's context.
-
-    Raises Refusal for what vLLM refuses.
-    """
+def chat(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
+    """Answer a chat. Raises Refusal for what vLLM refuses."""
+    longest = world.max_model_len
     messages = body["messages"]
     if not messages:
         raise plain_bad_request(
@@ -85,7 +84,7 @@ class _Shape:
         self._forced = body.get("tool_choice") == "required" or isinstance(body.get("tool_choice"), dict)
         self._reasoning_shown = body.get("include_reasoning") is not False
         self._with_ids = bool(body.get("return_token_ids"))
-        self._prompt_ids = [token_id(text) for text in pieces(prompt)] if self._with_ids else None
+        self._prompt_ids = ids(pieces(prompt)) if self._with_ids else None
         self._prompt_text = prompt if body.get("return_prompt_text") else None
         options = body.get("stream_options") or {}
         self._last_usage = bool(options.get("include_usage"))
@@ -97,13 +96,11 @@ class _Shape:
             "finish_reason": generation.finish_reason, "stop_reason": generation.stop_reason,
             "token_ids": self._ids(generation.tokens), "routed_experts": None,
         } for index, generation in enumerate(generations)]
-        return {
-            "id": self._identity["id"], "object": "chat.completion", "created": self._identity["created"],
-            "model": self._identity["model"], "choices": choices, "service_tier": None,
-            "system_fingerprint": FINGERPRINT, "usage": self._counted,
-            "prompt_logprobs": prompt_logprobs(self._prompt, whole(self._body, "prompt_logprobs")),
-            "prompt_token_ids": self._prompt_ids, "prompt_text": self._prompt_text,
-            "kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
+        return headed(
+            self._identity, "chat.completion", choices=choices, service_tier=None, system_fingerprint=FINGERPRINT,
+            usage=self._counted, prompt_logprobs=prompt_logprobs(self._prompt, whole(self._body, "prompt_logprobs")),
+            prompt_token_ids=self._prompt_ids, prompt_text=self._prompt_text, kv_transfer_params=None,
+            ec_transfer_params=None, metrics=None)
 
     def _message(self, generation: Generation) -> Dict[str, Any]:
         made = self._calls(generation)
@@ -138,7 +135,7 @@ class _Shape:
         return "chatcmpl-tool-%s-%d" % (str(self._identity["id"])[len("chatcmpl-"):], call)
 
     def _ids(self, tokens: List[Token]) -> Optional[List[int]]:
-        return [token_id(token.text) for token in tokens] if self._with_ids else None
+        return ids(token.text for token in tokens) if self._with_ids else None
 
     def _logprobs(self, tokens: List[Token]) -> Optional[Dict[str, Any]]:
         if not self._body.get("logprobs"):
@@ -149,16 +146,12 @@ class _Shape:
 
     def chunks(self, generations: List[Generation]) -> List[Dict[str, Any]]:
         """Return every chunk of the stream: roles, then the choices' tokens in turn, then usage."""
-        chunks = []
-        for index in range(len(generations)):
-            role = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None,
-                    "finish_reason": None}
-            asked = {"prompt_token_ids": self._prompt_ids, "prompt_text": self._prompt_text}
-            chunks.append(self._chunk(role, 0, asked))
-        lists = [self._choice_chunks(index, generation) for index, generation in enumerate(generations)]
-        chunks += [line[step] for step in range(max(map(len, lists))) for line in lists if step < len(line)]
+        asked = {"prompt_token_ids": self._prompt_ids, "prompt_text": self._prompt_text}
+        role = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        chunks = [self._chunk({"index": index, **role}, 0, **asked) for index in range(len(generations))]
+        chunks += in_turn([self._choice_chunks(index, generation) for index, generation in enumerate(generations)])
         if self._last_usage:
-            chunks.append(self._chunk(None, 0, {"system_fingerprint": FINGERPRINT}))
+            chunks.append(self._chunk(None, 0, system_fingerprint=FINGERPRINT))
         else:
             chunks[-1]["system_fingerprint"] = FINGERPRINT
         return chunks
@@ -183,25 +176,19 @@ class _Shape:
         if token.kind == "reasoning":
             return {"reasoning": token.text}
         if token.kind == "content":
-            return {"content": token.text} if self._reasoning_shown else {"content": token.text, "reasoning": None}
+            return {"content": token.text, **({} if self._reasoning_shown else {"reasoning": None})}
+        call: Dict[str, Any] = {"index": token.call, "function": {token.kind: token.text}}
         if token.kind == "name":
-            return {"content": None, "tool_calls": [{"id": self._call_id(token.call), "type": "function",
-                                                     "index": token.call, "function": {"name": token.text}}]}
-        return {"content": None, "tool_calls": [{"index": token.call, "function": {"arguments": token.text}}]}
+            call = {"id": self._call_id(token.call), "type": "function", **call}
+        return {"content": None, "tool_calls": [call]}
 
-    def _chunk(self, choice: Optional[Dict[str, Any]], count: int,
-               more: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-        chunk: Dict[str, Any] = {
-            "id": self._identity["id"], "object": "chat.completion.chunk", "created": self._identity["created"],
-            "model": self._identity["model"], "choices": [] if choice is None else [choice]}
+    def _chunk(self, choice: Optional[Dict[str, Any]], count: int, **more: Any) -> Dict[str, Any]:
+        chunk = headed(self._identity, "chat.completion.chunk", choices=[] if choice is None else [choice])
         if choice is None:
             chunk["usage"] = last_usage(self._counted)
         elif self._every_usage:
-            prompt = self._counted["prompt_tokens"]
-            chunk["usage"] = {"prompt_tokens": prompt, "total_tokens": prompt + count, "completion_tokens": count,
-                              "completion_tokens_details": None}
-        chunk.update(more or {})
-        return chunk
+            chunk["usage"] = running_usage(self._counted["prompt_tokens"], count)
+        return dict(chunk, **more)
 
 
 def _entry(text: str, value: float) -> Dict[str, Any]:

@@ -3,44 +3,32 @@
 from typing import Any, Dict, List, Optional
 
 from .directives import Plan
-from .generate import (FINGERPRINT, Generation, answer, candidates, generate, last_usage, length_check, logprob,
-                       pieces, prompt_logprobs, sampling_checks, token_id, usage, whole)
+from .generate import (FINGERPRINT, Generation, answer, candidates, generate, ids, in_turn, last_usage, length_check,
+                       logprob, pieces, prompt_logprobs, running_usage, sampling_checks, texts_of, usage, whole)
 from .refusal import bad_request, plain_bad_request
-from .reply import Reply
+from .reply import Reply, World, headed
 
 _DEFAULT_MAX_TOKENS = 16
 
 
-def prompts(body: Dict[str, Any]) -> List[str]:
-    """Return the texts of ``prompt``: a text, a list of them, token ids or lists of token ids."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        return [_text(item) for item in prompt]
-    return [] if prompt == [] else [_text(prompt)]
-
-
-def _text(prompt: Any) -> str:
-    return " ".join(str(number) for number in prompt) if isinstance(prompt, list) else str(prompt or "")
-
-
 def heard(body: Dict[str, Any]) -> str:
     """Return the text that the directives are read from: the first prompt."""
-    return (prompts(body) or [""])[0]
+    return (texts_of(body.get("prompt")) or [""])[0]
 
 
-def complete(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], longest: int) -> Reply:
-    """Answer a completion; ``identity`` and ``longest`` as for a chat. Raises Refusal for what vLLM refuses."""
-    texts = prompts(body)
-    if body.get("prompt") == []:
+def complete(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
+    """Answer a completion. Raises Refusal for what vLLM refuses."""
+    texts = texts_of(body.get("prompt"))
+    if not texts:
         raise plain_bad_request("You must pass at least one prompt")
     if not texts[0]:
         raise bad_request("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     if body.get("suffix"):
         raise plain_bad_request("suffix is only supported for models with FIM completion rendering", "suffix")
-    sampling_checks(body, longest)
+    sampling_checks(body, world.max_model_len)
     texts[0] = plan.text or texts[0]
     prompt_tokens = sum(len(pieces(text)) for text in texts)
-    length_check(prompt_tokens, longest)
+    length_check(prompt_tokens, world.max_model_len)
     budget = whole(body, "max_tokens", _DEFAULT_MAX_TOKENS)
     number = whole(body, "n", 1) or 1
     choices = [_Choice(body, text, _generation(body, plan, text, index, budget))
@@ -48,11 +36,10 @@ def complete(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], longest
     counted = usage(prompt_tokens, sum(choice.generation.count for choice in choices))
     if body.get("stream"):
         return Reply(events=_chunks(body, identity, choices, counted), tokens=counted["completion_tokens"])
-    head = {"id": identity["id"], "object": "text_completion", "created": identity["created"],
-            "model": identity["model"], "choices": [choice.whole(index) for index, choice in enumerate(choices)],
-            "service_tier": None, "system_fingerprint": FINGERPRINT, "usage": counted, "kv_transfer_params": None,
-            "ec_transfer_params": None, "metrics": None}
-    return Reply(head, tokens=counted["completion_tokens"])
+    return Reply(headed(identity, "text_completion", choices=[
+        choice.whole(index) for index, choice in enumerate(choices)
+    ], service_tier=None, system_fingerprint=FINGERPRINT, usage=counted, kv_transfer_params=None,
+        ec_transfer_params=None, metrics=None), tokens=counted["completion_tokens"])
 
 
 def _generation(body: Dict[str, Any], plan: Plan, text: str, index: int, budget: Optional[int]) -> Generation:
@@ -71,14 +58,14 @@ class _Choice:
         # Asked for, or a by-product of logprobs with echo (completions_echo_logprobs).
         asked = whole(body, "prompt_logprobs", self._top if self._prompt else None)
         self._prompt_logprobs = prompt_logprobs(prompt, asked)
-        self._prompt_ids = [token_id(text) for text in pieces(prompt)] if self._with_ids else None
+        self._prompt_ids = ids(pieces(prompt)) if self._with_ids else None
 
     def whole(self, index: int) -> Dict[str, Any]:
         """Return the choice of an answer in one piece."""
         texts = [token.text for token in self.generation.tokens]
         return {"index": index, "text": self._prompt + "".join(texts), "logprobs": self._logprobs(texts, 0, True),
                 "finish_reason": self.generation.finish_reason, "stop_reason": self.generation.stop_reason,
-                "token_ids": self._ids(texts), "prompt_logprobs": self._prompt_logprobs,
+                "token_ids": ids(texts) if self._with_ids else None, "prompt_logprobs": self._prompt_logprobs,
                 "prompt_token_ids": self._prompt_ids, "routed_experts": None}
 
     def parts(self, index: int) -> List[Dict[str, Any]]:
@@ -97,12 +84,9 @@ class _Choice:
                           "finish_reason": generation.finish_reason if last else None,
                           "stop_reason": generation.stop_reason if last else None,
                           "prompt_token_ids": self._prompt_ids if number == 0 else None,
-                          "token_ids": self._ids([text] if text else [])})
+                          "token_ids": ids([text] if text else []) if self._with_ids else None})
             offset += len(shown)
         return parts
-
-    def _ids(self, texts: List[str]) -> Optional[List[int]]:
-        return [token_id(text) for text in texts] if self._with_ids else None
 
     def _logprobs(self, texts: List[str], offset: int, first: bool) -> Optional[Dict[str, Any]]:
         if self._top is None:
@@ -124,23 +108,15 @@ class _Choice:
 def _chunks(body: Dict[str, Any], identity: Dict[str, Any], choices: List[_Choice],
             counted: Dict[str, Any]) -> List[Dict[str, Any]]:
     options = body.get("stream_options") or {}
-    lines = [choice.parts(index) for index, choice in enumerate(choices)]
-    order = [line[step] for step in range(max(map(len, lines))) for line in lines if step < len(line)]
+    with_usage = options.get("include_usage")
     chunks = []
     sent = 0
-    for part in order:
+    for part in in_turn([choice.parts(index) for index, choice in enumerate(choices)]):
         sent += bool(part["text"])
-        chunk = _chunk(identity, [part])
-        if options.get("include_usage") and options.get("continuous_usage_stats"):
-            chunk["usage"] = dict(usage(counted["prompt_tokens"], sent))
-            del chunk["usage"]["prompt_tokens_details"]
-        chunks.append(chunk)
-    if options.get("include_usage"):
-        chunks.append(dict(_chunk(identity, []), usage=last_usage(counted)))
+        chunks.append(headed(identity, "text_completion", choices=[part]))
+        if with_usage and options.get("continuous_usage_stats"):
+            chunks[-1]["usage"] = running_usage(counted["prompt_tokens"], sent)
+    if with_usage:
+        chunks.append(headed(identity, "text_completion", choices=[], usage=last_usage(counted)))
     chunks[-1]["system_fingerprint"] = FINGERPRINT
     return chunks
-
-
-def _chunk(identity: Dict[str, Any], choices: List[Dict[str, Any]]) -> Dict[str, Any]:
-    return {"id": identity["id"], "object": "text_completion", "created": identity["created"],
-            "model": identity["model"], "choices": choices}

@@ -7,25 +7,12 @@ from .refusal import plain_bad_request
 
 _WORD = re.compile(r"\s*(\S+)")
 
-# name -> (attribute of Plan, how each argument is read). The table in the package's docstring says what they do.
-_DIRECTIVES: Dict[str, Tuple[str, Tuple[Callable[[str], Any], ...]]] = {
-    "!error": ("error", (int,)),
-    "!error-in-200": ("error_in_200", (int,)),
-    "!error-after": ("error_after", (int, int)),
-    "!retry-after": ("retry_after", (int,)),
-    "!die": ("die", ()),
-    "!die-after": ("die_after", (int,)),
-    "!cut-after": ("cut_after", (int,)),
-    "!stall": ("stall", (float,)),
-    "!stall-after": ("stall_after", (int, float)),
-    "!slow": ("slow", (float,)),
-    "!comments": ("comments", ()),
-    "!abort": ("abort", ()),
-    "!empty": ("empty", ()),
-    "!count": ("count", (int,)),
-    "!think": ("think", ()),
-    "!call": ("call", (int,)),
-    "!broken-call": ("broken_call", ()),
+# name -> how each argument is read; the attribute of Plan has the same name. The package's docstring says what they do.
+_DIRECTIVES: Dict[str, Tuple[Callable[[str], Any], ...]] = {
+    **dict.fromkeys(("!die", "!comments", "!abort", "!empty", "!think", "!broken-call"), ()),
+    **dict.fromkeys(("!error", "!error-in-200", "!retry-after", "!die-after", "!cut-after", "!count", "!call"), (int,)),
+    **dict.fromkeys(("!stall", "!slow"), (float,)),
+    "!error-after": (int, int), "!stall-after": (int, float),
 }
 
 
@@ -70,7 +57,7 @@ def parse(text: str) -> Plan:
         if found is None or found.group(1) not in _DIRECTIVES:
             break
         name, at = found.group(1), found.end()
-        attribute, readers = _DIRECTIVES[name]
+        readers = _DIRECTIVES[name]
         values = []
         for read in readers:
             argument = _WORD.match(text, at)
@@ -80,6 +67,7 @@ def parse(text: str) -> Plan:
                 raise plain_bad_request("echo: %s takes %d number%s, see help(vllm_bridge.echo)" % (
                     name, len(readers), "" if len(readers) == 1 else "s")) from None
             at = argument.end() if argument else at
-        setattr(plan, attribute, True if not values else values[0] if len(values) == 1 else tuple(values))
+        value = values if len(values) > 1 else values[0] if values else True
+        setattr(plan, name[1:].replace("-", "_"), tuple(value) if isinstance(value, list) else value)
     plan.text = text[at:].lstrip() if at else text
     return plan

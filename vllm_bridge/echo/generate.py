@@ -3,10 +3,10 @@
 import json
 import re
 import zlib
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from .directives import Plan
-from .refusal import Refusal, bad_request, plain_bad_request
+from .refusal import bad_request, plain_bad_request
 from .schema import example
 
 FINGERPRINT = "vllm-0.32.0-echo"
@@ -86,6 +86,17 @@ def text_of(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
+def texts_of(given: Any) -> List[str]:
+    """Return the texts of a prompt or an input: a text, a list of them, token ids or lists of token ids."""
+    if isinstance(given, list) and (not given or not isinstance(given[0], int)):
+        return [_joined(item) for item in given]
+    return [_joined(given)]
+
+
+def _joined(prompt: Any) -> str:
+    return " ".join(map(str, prompt)) if isinstance(prompt, list) else str(prompt or "")
+
+
 def whole(body: Dict[str, Any], name: str, default: Optional[int] = None) -> Optional[int]:
     """Read an integer field as laxly as vLLM, which takes ``"5"`` (err_max_tokens_string)."""
     value = body.get(name)
@@ -104,29 +115,21 @@ def answer(body: Dict[str, Any], plan: Plan, heard: str) -> str:
     if plan.count is not None:
         return " ".join(str(number) for number in range(1, plan.count + 1))
     structured = _structured(body)
-    if structured is not None:
-        return structured
-    return heard
+    return heard if structured is None else structured
 
 
 def _structured(body: Dict[str, Any]) -> Optional[str]:
     asked = body.get("structured_outputs") or {}
     if "choice" in asked:
         if not asked["choice"]:
-            raise Refusal(400, {"error": {"message": "You must provide at least one choice.",
-                                          "type": "BadRequestError", "param": None, "code": 400}}, late=True)
+            raise plain_bad_request("You must provide at least one choice.", late=True)
         return str(asked["choice"][0])
     if asked.get("json") is not None:
         schema = asked["json"]
         return json.dumps(example(json.loads(schema) if isinstance(schema, str) else schema))
-    if asked.get("json_object"):
-        return "{}"
-    return _formatted(body.get("response_format") or {})
-
-
-def _formatted(response_format: Dict[str, Any]) -> Optional[str]:
+    response_format = body.get("response_format") or {}
     kind = response_format.get("type")
-    if kind == "json_object":
+    if asked.get("json_object") or kind == "json_object":
         return "{}"
     if kind != "json_schema":
         return None
@@ -248,13 +251,32 @@ def length_check(tokens: int, longest: int) -> None:
             % (longest, tokens), "input_tokens", tokens)
 
 
+def counts(prompt: int, completion: int) -> Dict[str, Any]:
+    """Return a usage object's three numbers."""
+    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+
 def usage(prompt: int, completion: int, reasoning: Optional[int] = None) -> Dict[str, Any]:
     """Return a usage object as an answer in one piece carries it."""
     details = None if reasoning is None else {"reasoning_tokens": reasoning}
-    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion,
-            "prompt_tokens_details": None, "completion_tokens_details": details}
+    return dict(counts(prompt, completion), prompt_tokens_details=None, completion_tokens_details=details)
+
+
+def running_usage(prompt: int, completion: int) -> Dict[str, Any]:
+    """Return a usage object as every chunk carries it under ``continuous_usage_stats``."""
+    return dict(counts(prompt, completion), completion_tokens_details=None)
 
 
 def last_usage(counted: Dict[str, Any]) -> Dict[str, Any]:
     """Return a usage object as the last chunk of a stream carries it: without nulls (chat_stream_usage)."""
     return {name: value for name, value in counted.items() if value is not None}
+
+
+def ids(texts: Iterable[str]) -> List[int]:
+    """Return the ids of tokens."""
+    return [token_id(text) for text in texts]
+
+
+def in_turn(lines: List[List[Any]]) -> List[Any]:
+    """Return the first of every line, the second of every line, and so on."""
+    return [line[step] for step in range(max(map(len, lines))) for line in lines if step < len(line)]

@@ -1,113 +1,72 @@
 """The stand-in's routes, and the way from a request to its answer."""
 
 import json
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
-from . import audio
-from . import chat
-from . import completions
-from . import pooling
+from . import audio, chat, completions, pooling
 from .directives import Plan, parse
-from .refusal import Refusal, invalid, problem, missing, plain_bad_request, unknown_model, unreadable
-from .reply import Reply, check, refused
+from .refusal import Refusal, detail, invalid, missing, plain_bad_request, problem, unknown_model, unreadable
+from .reply import Reply, World, check, refused
 
 VERSION = "0.32.0"
 OPERATIONS = ("chat_completion", "text_completion", "embedding", "rerank", "transcription", "list_models")
 
 # path -> (method, operation); an operation of None is always served.
-ROUTES: Dict[str, Tuple[str, Optional[str]]] = {
-    "/health": ("GET", None),
-    "/ping": ("GET", None),
-    "/version": ("GET", None),
-    "/metrics": ("GET", None),
-    "/v1/models": ("GET", "list_models"),
-    "/v1/chat/completions": ("POST", "chat_completion"),
-    "/v1/completions": ("POST", "text_completion"),
-    "/v1/embeddings": ("POST", "embedding"),
-    "/rerank": ("POST", "rerank"),
-    "/v1/rerank": ("POST", "rerank"),
-    "/v2/rerank": ("POST", "rerank"),
-    "/v1/audio/transcriptions": ("POST", "transcription"),
-}
+ROUTES: Dict[str, Tuple[str, Optional[str]]] = {path: (method, operation) for method, operation, paths in (
+    ("GET", None, "/health /ping /version /metrics"),
+    ("GET", "list_models", "/v1/models"),
+    ("POST", "chat_completion", "/v1/chat/completions"),
+    ("POST", "text_completion", "/v1/completions"),
+    ("POST", "embedding", "/v1/embeddings"),
+    ("POST", "rerank", "/rerank /v1/rerank /v2/rerank"),
+    ("POST", "transcription", "/v1/audio/transcriptions"),
+) for path in paths.split()}
 
 
-class World(NamedTuple):
-    """What an answer depends on besides the request."""
+def respond(path: str, headers: Dict[str, str], body: bytes, script: str, world: World) -> Reply:
+    """Answer a request for one of ROUTES; whatever vLLM refuses comes back as its error.
 
-    models: Sequence[str]
-    embedding_size: int
-    max_model_len: int
-    created: int
-    request_id: str
-    running: int
-
-
-class Question(NamedTuple):
-    """One request: ``script`` holds directives that come before its own."""
-
-    content_type: str
-    content_encoding: str
-    body: bytes
-    script: str
-
-
-class Answer(NamedTuple):
-    """A reply, and the plan by which it is sent."""
-
-    reply: Reply
-    plan: Plan
-
-
-def respond(path: str, question: Question, world: World) -> Answer:
-    """Answer a request for one of ROUTES; whatever vLLM refuses comes back as its error."""
+    ``script`` holds directives that come before the request's own.
+    """
     operation = ROUTES[path][1]
     if operation is None:
-        return Answer(_always(path, world), Plan())
+        return _always(path, world)
     plan, streaming = Plan(), False
     try:
-        plan = parse(question.script)
+        plan = parse(script)
         if operation == "list_models":
             check(plan)
-            return Answer(_models(world), plan)
-        if operation == "transcription":
-            form = audio.read_form(question.content_type, question.body)
-            streaming = form.true("stream")
-            plan = _plan(question, audio.heard(form))
+            reply = _models(world)
+        else:
+            prefix, read, required, heard, answer = _ANSWERS[operation]
+            request = read(headers, body)
+            streaming = operation in _STREAMED and audio.is_true(request.get("stream"))
+            required(request)
+            plan = parse((script + " " + heard(request)) if script else heard(request))
             check(plan)
-            audio.checked(form)
-            identity = _identity("transcribe-", dict(form.fields), world, pooling_route=False)
-            return Answer(audio.transcribe(form, plan, identity), plan)
-        body = _json(question)
-        prefix, needed, heard, answer = _ANSWERS[operation]
-        streaming = bool(body.get("stream")) and operation in ("chat_completion", "text_completion")
-        pooling.required(body, needed)
-        plan = _plan(question, heard(body))
-        check(plan)
-        identity = _identity(prefix, body, world, operation in ("embedding", "rerank"))
-        return Answer(answer(body, plan, identity, world), plan)
+            identity = _identity(prefix, request, world, operation in ("embedding", "rerank"))
+            reply = answer(request, plan, identity, world)
     except Refusal as refusal:
-        return Answer(refused(refusal, plan, streaming), plan)
+        reply = refused(refusal, plan, streaming)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as failure:
         # vLLM's schema names the field in such a case; the stand-in knows no more than that a type is wrong.
         strange = plain_bad_request("echo: a field has a type that cannot be read: %s" % failure)
-        return Answer(refused(strange, plan, streaming), plan)
+        reply = refused(strange, plan, streaming)
+    reply.plan = plan
+    return reply
 
 
-def _plan(question: Question, text: str) -> Plan:
-    return parse(question.script + " " + text) if question.script else parse(text)
-
-
-def _json(question: Question) -> Dict[str, Any]:
-    if not question.content_type.lower().startswith("application/json"):
+def _json(headers: Dict[str, str], raw: bytes) -> Dict[str, Any]:
+    if not headers.get("content-type", "").lower().startswith("application/json"):
         # Not pydantic's words: vLLM wraps another error here (err_no_content_type).
         message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
         raise Refusal(400, {"error": {"message": message, "type": "Bad Request", "param": None, "code": 400}})
-    if question.content_encoding not in ("", "identity"):
-        raise Refusal(400, {"detail": "There was an error parsing the body"})
+    if headers.get("content-encoding", "identity") not in ("", "identity"):
+        raise detail(400, "There was an error parsing the body")
     try:
-        body = json.loads(question.body)
+        body = json.loads(raw)
     except (ValueError, RecursionError):
-        raise unreadable(question.body) from None
+        raise unreadable(raw) from None
     if body is None:
         raise invalid(missing("body", None))
     if not isinstance(body, dict):
@@ -123,45 +82,35 @@ def _identity(prefix: str, body: Dict[str, Any], world: World, pooling_route: bo
     return {"id": prefix + world.request_id, "created": world.created, "model": model or world.models[0]}
 
 
-def _chat(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
-    return chat.chat(body, plan, identity, world.max_model_len)
+def _needs(*names: str) -> Callable[[Dict[str, Any]], None]:
+    def required(body: Dict[str, Any]) -> None:
+        absent = [missing("body." + name, body) for name in names if name not in body]
+        if absent:
+            raise invalid(*absent)
+    return required
 
 
-def _complete(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
-    return completions.complete(body, plan, identity, world.max_model_len)
-
-
-def _embed(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
-    return pooling.embed(body, plan, identity, world.embedding_size)
-
-
-def _rerank(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
-    return pooling.rerank(body, plan, identity)
-
-
-_Answering = Callable[[Dict[str, Any], Plan, Dict[str, Any], World], Reply]
-# operation -> (prefix of the id, required fields, where directives are read from, how it is answered)
-_ANSWERS: Dict[str, Tuple[str, List[str], Callable[[Dict[str, Any]], str], _Answering]] = {
-    "chat_completion": ("chatcmpl-", ["messages"], chat.heard, _chat),
-    "text_completion": ("cmpl-", [], completions.heard, _complete),
-    "embedding": ("embd-", [], pooling.heard_embedding, _embed),
-    "rerank": ("score-", ["query", "documents"], pooling.heard_rerank, _rerank),
+# operation -> (prefix of the id, how a body is read, what it is refused for, where directives are read from, how it
+# is answered)
+_ANSWERS: Dict[str, Tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., str], Callable[..., Reply]]] = {
+    "chat_completion": ("chatcmpl-", _json, _needs("messages"), chat.heard, chat.chat),
+    "text_completion": ("cmpl-", _json, _needs(), completions.heard, completions.complete),
+    "embedding": ("embd-", _json, _needs(), pooling.heard_embedding, pooling.embed),
+    "rerank": ("score-", _json, _needs("query", "documents"), pooling.heard_rerank, pooling.rerank),
+    "transcription": ("transcribe-", audio.read_form, audio.checked, audio.heard, audio.transcribe),
 }
+_STREAMED = ("chat_completion", "text_completion", "transcription")
 
 
 def _always(path: str, world: World) -> Reply:
     if path == "/version":
         return Reply({"version": VERSION})
-    if path == "/metrics":
-        return Reply(_metrics(world), headers={"content-type": "text/plain; version=1.0.0; charset=utf-8"})
-    return Reply()
-
-
-def _metrics(world: World) -> str:
+    if path != "/metrics":
+        return Reply()
     gauge = "vllm:num_requests_running"
-    lines = ["# HELP %s Number of requests in model execution batches." % gauge, "# TYPE %s gauge" % gauge,
-             '%s{engine="0",model_name="%s"} %s' % (gauge, world.models[0], float(world.running))]
-    return "\n".join(lines) + "\n"
+    text = ("# HELP %s Number of requests in model execution batches.\n# TYPE %s gauge\n"
+            '%s{engine="0",model_name="%s"} %s\n' % (gauge, gauge, gauge, world.models[0], float(world.running)))
+    return Reply(text, headers={"content-type": "text/plain; version=1.0.0; charset=utf-8"})
 
 
 def _models(world: World) -> Reply:

@@ -8,9 +8,9 @@ import struct
 from typing import Any, Dict, List
 
 from .directives import Plan
-from .generate import pieces, text_of, usage, whole
-from .refusal import invalid, missing, plain_bad_request, problem, problems_of_documents
-from .reply import Reply
+from .generate import pieces, text_of, texts_of, usage, whole
+from .refusal import invalid, missing, plain_bad_request, problem
+from .reply import Reply, World, headed
 
 _FORMATS = {"float32": "f", "float16": "e"}
 
@@ -35,13 +35,9 @@ def vector(text: str, size: int) -> List[float]:
 def inputs(body: Dict[str, Any]) -> List[str]:
     """Return the texts to embed: a text, texts, token ids, lists of them, or one conversation."""
     given = body.get("input", body.get("messages"))
-    if isinstance(given, list) and given and not isinstance(given[0], int):
-        if isinstance(given[0], dict):
-            return ["\n".join(text_of(message.get("content")) for message in given)]
-        return [" ".join(map(str, item)) if isinstance(item, list) else str(item) for item in given]
-    if isinstance(given, list):
-        return [" ".join(map(str, given))] if given else []
-    return [given] if isinstance(given, str) else []
+    if isinstance(given, list) and given and isinstance(given[0], dict):
+        return ["\n".join(text_of(message.get("content")) for message in given)]
+    return texts_of(given) if isinstance(given, (str, list)) else []
 
 
 def heard_embedding(body: Dict[str, Any]) -> str:
@@ -49,8 +45,9 @@ def heard_embedding(body: Dict[str, Any]) -> str:
     return (inputs(body) or [""])[0]
 
 
-def embed(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], size: int) -> Reply:
-    """Answer an embedding request with vectors of ``size`` or, as a Matryoshka model does, of fewer ``dimensions``."""
+def embed(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
+    """Answer an embedding request; as a Matryoshka model the stand-in takes fewer ``dimensions`` than it has."""
+    size = world.embedding_size
     given = body.get("input", body.get("messages"))
     if not isinstance(given, (str, list)):
         raise invalid(problem("list_type", "body.input", "Input should be a valid list", given),
@@ -70,8 +67,7 @@ def embed(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], size: int)
     data = [{"index": index, "object": "embedding", "embedding": _encoded(vector(text, dimensions), kind, body)}
             for index, text in enumerate(texts)]
     tokens = sum(max(1, len(pieces(text))) for text in texts)
-    return Reply({"id": identity["id"], "object": "list", "created": identity["created"], "model": identity["model"],
-                  "data": data, "usage": usage(tokens, 0)}, tokens=1)
+    return Reply(headed(identity, "list", data=data, usage=usage(tokens, 0)), tokens=1)
 
 
 def _encoded(values: List[float], kind: str, body: Dict[str, Any]) -> Any:
@@ -97,7 +93,7 @@ def score(query: str, document: str) -> float:
     return len(asked & told) / max(1, len(asked | told))
 
 
-def rerank(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any]) -> Reply:
+def rerank(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
     """Answer a rerank: strings only, as vLLM's text rerankers take them."""
     documents, query = body["documents"], body["query"]
     documents = [documents] if isinstance(documents, str) else documents
@@ -113,19 +109,28 @@ def rerank(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any]) -> Reply:
                   "usage": {"prompt_tokens": tokens, "total_tokens": tokens}, "results": results}, tokens=1)
 
 
+def _no_string(where: str, value: Any, *more: str) -> List[Dict[str, Any]]:
+    """Describe a value that is none of what vLLM takes for a query or for documents."""
+    found = [problem("string_type", where, "Input should be a valid string", value),
+             problem("dict_type", where + ".ScoreMultiModalParam", "Input should be a valid dictionary", value)]
+    return found + [problem(kind + "_type", where, "Input should be a valid " + kind, value) for kind in more]
+
+
 def _check_rerank(query: Any, documents: Any, body: Dict[str, Any]) -> None:
     if not isinstance(query, (str, dict)):
-        raise invalid(problem("string_type", "body.query", "Input should be a valid string", query),
-                      problem("dict_type", "body.query.ScoreMultiModalParam",
-                              "Input should be a valid dictionary", query))
+        raise invalid(*_no_string("body.query", query))
     if not isinstance(documents, list):
-        raise invalid(problem("string_type", "body.documents", "Input should be a valid string", documents),
-                      problem("dict_type", "body.documents.ScoreMultiModalParam",
-                              "Input should be a valid dictionary", documents),
-                      problem("list_type", "body.documents", "Input should be a valid list", documents))
+        raise invalid(*_no_string("body.documents", documents, "list"))
     strange = [item for item in documents if not isinstance(item, str)]
     if any(not (isinstance(item, dict) and "content" in item) for item in strange):
-        raise invalid(*problems_of_documents(documents))
+        # vLLM 0.32.0's text rerankers take strings (rerank_query_object).
+        found = _no_string("body.documents", documents)
+        for index, document in enumerate(documents):
+            if not isinstance(document, str):
+                where = "body.documents.%d" % index
+                found.append(problem("string_type", where, "Input should be a valid string", document))
+                found.append(missing(where + ".ScoreMultiModalParam.content", document))
+        raise invalid(*found)
     if strange or isinstance(query, dict):
         raise plain_bad_request("MultiModalParam is not supported for BertForSequenceClassification")
     if "top_n" in body and body["top_n"] is None:
@@ -135,10 +140,3 @@ def _check_rerank(query: Any, documents: Any, body: Dict[str, Any]) -> None:
                               body["top_n"], ge=0))
     if not documents:
         raise plain_bad_request("At least one text_pair element must be given")
-
-
-def required(body: Dict[str, Any], names: List[str]) -> None:
-    """Refuse a body in which one of ``names`` is not there."""
-    absent = [missing("body." + name, body) for name in names if name not in body]
-    if absent:
-        raise invalid(*absent)

@@ -2,7 +2,7 @@
 
 import json
 from http import HTTPStatus
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 BUSY = ("The engine is currently busy and cannot accept new requests. "
         "Please try again later or on a different instance.")
@@ -36,16 +36,14 @@ def error_payload(status: int, message: str, kind: str, param: Optional[str] = N
 
 def bad_request(message: str, param: Optional[str] = None, value: Any = None, late: bool = False) -> Refusal:
     """Refuse a value; ``param`` and ``value`` are repeated at the end of the message as vLLM does."""
-    if param is not None and value is not None:
-        message += " (parameter=%s, value=%s)" % (param, value)
-    elif param is not None:
-        message += " (parameter=%s)" % param
-    return Refusal(400, error_payload(400, message, "BadRequestError", param), late)
+    if param is not None:
+        message += " (parameter=%s%s)" % (param, "" if value is None else ", value=%s" % (value,))
+    return plain_bad_request(message, param, late)
 
 
-def plain_bad_request(message: str, param: Optional[str] = None) -> Refusal:
+def plain_bad_request(message: str, param: Optional[str] = None, late: bool = False) -> Refusal:
     """Refuse a value where vLLM does not repeat the parameter in the message."""
-    return Refusal(400, error_payload(400, message, "BadRequestError", param))
+    return Refusal(400, error_payload(400, message, "BadRequestError", param), late)
 
 
 def invalid(*problems: Dict[str, Any]) -> Refusal:
@@ -119,16 +117,3 @@ def unreadable(body: bytes) -> Refusal:
     except (UnicodeDecodeError, RecursionError):
         pass
     return detail(400, "There was an error parsing the body")
-
-
-def problems_of_documents(documents: List[Any]) -> List[Dict[str, Any]]:
-    """Describe documents that are objects without ``content``: vLLM's rerank takes strings (WIRE: rerank 400)."""
-    found = [problem("string_type", "body.documents", "Input should be a valid string", documents),
-             problem("dict_type", "body.documents.ScoreMultiModalParam",
-                     "Input should be a valid dictionary", documents)]
-    for index, document in enumerate(documents):
-        if not isinstance(document, str):
-            where = "body.documents.%d" % index
-            found.append(problem("string_type", where, "Input should be a valid string", document))
-            found.append(missing(where + ".ScoreMultiModalParam.content", document))
-    return found

@@ -1,7 +1,8 @@
 """What the stand-in sends back, and the steps in which it sends it: bytes, silences, a cut."""
 
 import json
-from typing import Any, Dict, Iterator, List, Optional, Union
+from enum import Enum
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 from .directives import Plan
 from .refusal import Refusal, on_demand
@@ -13,6 +14,7 @@ class Reply:
     """One answer: ``payload`` as the body (None for an empty one), or ``events`` as a stream of JSON objects.
 
     ``tokens`` is how many were generated: what a delay per token is multiplied with when nothing is streamed.
+    A ``payload`` beside ``events`` is the error at their end.
     """
 
     def __init__(self, payload: Any = None, status: int = 200, headers: Optional[Dict[str, str]] = None,
@@ -22,51 +24,51 @@ class Reply:
         self.headers = dict(headers or {})
         self.events = events
         self.tokens = tokens
-        self.plain = False
+        self.plan = Plan()
 
     @property
     def body(self) -> bytes:
         """The body of an answer that is not streamed; a ``str`` payload is sent as it stands."""
         if self.payload is None:
             return b""
-        if isinstance(self.payload, str):
-            return self.payload.encode("utf-8")
-        return compact(self.payload)
+        return self.payload.encode("utf-8") if isinstance(self.payload, str) else compact(self.payload)
 
 
-class Head:
-    """The step that sends the status line and the headers."""
+class World(NamedTuple):
+    """What an answer depends on besides the request."""
+
+    models: Sequence[str]
+    embedding_size: int
+    max_model_len: int
+    created: int
+    request_id: str
+    running: int
 
 
-class Cut:
-    """The step that closes the socket in the middle of the answer."""
+class Mark(Enum):
+    """Steps that send nothing: the socket is closed in mid-answer; the generation ends, one last write follows."""
+
+    CUT = 1
+    GENERATED = 2
 
 
-Step = Union[bytes, float, Head, Cut]
+Step = Union[bytes, float, Mark]
+
+
+def headed(identity: Dict[str, Any], kind: str, **fields: Any) -> Dict[str, Any]:
+    """Return the object that a reply or a chunk is, in vLLM's key order; ``identity`` holds id, created and model."""
+    return {"id": identity["id"], "object": kind, "created": identity["created"], "model": identity["model"], **fields}
 
 
 def compact(value: Any) -> bytes:
     """Print JSON as vLLM's bodies and chunks are printed: no spaces, raw UTF-8."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass")
-
-
-def frame(event: Any) -> bytes:
-    """Print one event of a stream."""
-    return b"data: " + compact(event) + b"\n\n"
-
-
-def error_frame(payload: Any) -> bytes:
-    """Print an error inside a stream: vLLM prints these with spaces and ASCII escapes (s_err_logit_bias_bad)."""
-    return b"data: " + json.dumps(payload).encode("ascii") + b"\n\n"
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def refused(refusal: Refusal, plan: Plan, streaming: bool) -> Reply:
     """Turn a refusal into the answer that carries it."""
     if refusal.late and streaming:
-        reply = Reply(events=[])
-        reply.payload = refusal.payload
-        return reply
+        return Reply(refusal.payload, events=[])
     reply = Reply(refusal.payload, refusal.status, refusal.headers)
     if plan.retry_after is not None:
         reply.headers["retry-after"] = str(plan.retry_after)
@@ -78,77 +80,52 @@ def check(plan: Plan) -> None:
     if plan.error is not None:
         raise on_demand(plan.error)
     if plan.error_in_200 is not None:
-        asked = on_demand(plan.error_in_200)
-        raise Refusal(200, asked.payload, late=True)
+        raise Refusal(200, on_demand(plan.error_in_200).payload, late=True)
 
 
-def steps(reply: Reply, plan: Plan, delay: float) -> Iterator[Step]:
-    """Say what is sent, piece by piece; numbers are seconds of silence.
+def steps(reply: Reply, delay: float, head: bytes, chunk: Callable[[bytes], bytes]) -> Iterator[Step]:
+    """Say what is sent, piece by piece, from ``head`` on; numbers are seconds of silence.
 
-    ``delay`` is the pause before each event of a stream; an answer in one piece waits for all its tokens.
-    A stream that is to end in order ends with a step of its own for its end.
+    ``delay`` is the pause before each event of a stream, whose parts are framed by ``chunk``; an answer in one piece
+    waits for all its tokens.
     """
+    plan = reply.plan
     delay = plan.slow if plan.slow is not None else delay
-    if plan.stall:
-        yield plan.stall
+    yield plan.stall
     if plan.die:
-        yield Cut()
+        yield Mark.CUT
     elif reply.events is None:
-        for step in _in_one_piece(reply, plan, delay):
-            yield step
+        yield delay * reply.tokens + (plan.stall_after[1] if plan.stall_after else 0.0)
+        yield Mark.GENERATED
+        broken = plan.die_after is not None or plan.cut_after is not None
+        yield head + (reply.body[:len(reply.body) // 2] if broken else reply.body)
+        if broken:
+            yield Mark.CUT
     else:
-        for step in _streamed(reply, reply.events, plan, delay):
-            yield step
+        yield head
+        yield from _streamed(reply, reply.events, delay, chunk)
 
 
-def _in_one_piece(reply: Reply, plan: Plan, delay: float) -> Iterator[Step]:
-    yield delay * reply.tokens + (plan.stall_after[1] if plan.stall_after else 0.0)
-    yield Head()
-    if plan.die_after is not None or plan.cut_after is not None:
-        yield reply.body[:len(reply.body) // 2]
-        yield Cut()
-    else:
-        yield reply.body
-
-
-def _streamed(reply: Reply, events: List[Any], plan: Plan, delay: float) -> Iterator[Step]:
-    yield Head()
-    for index, event in enumerate(events):
-        for step in _before(index, plan):
-            yield step
-        if _ends(index, plan):
-            break
-        yield delay
-        if plan.comments:
-            yield b": keep-alive\n\n"
-        yield frame(event)
-    else:
-        for step in _before(len(events), plan):
-            yield step
-    for step in _end(reply, len(events), plan):
-        yield step
-
-
-def _before(index: int, plan: Plan) -> Iterator[Step]:
-    if plan.stall_after is not None and plan.stall_after[0] == index:
-        yield plan.stall_after[1]
-
-
-def _ends(index: int, plan: Plan) -> bool:
-    asked = (plan.die_after, plan.cut_after, plan.error_after[0] if plan.error_after else None)
-    return any(at is not None and at <= index for at in asked)
-
-
-def _end(reply: Reply, length: int, plan: Plan) -> Iterator[Step]:
-    if plan.die_after is not None and plan.die_after <= length:
-        yield Cut()
-    elif plan.cut_after is not None and plan.cut_after <= length:
-        pass
-    elif plan.error_after is not None and plan.error_after[0] <= length:
-        yield error_frame(on_demand(plan.error_after[1]).payload)
-        yield DONE
-    elif reply.payload is not None:
-        yield error_frame(reply.payload)
-        yield DONE
-    else:
-        yield DONE
+def _streamed(reply: Reply, events: List[Any], delay: float, chunk: Callable[[bytes], bytes]) -> Iterator[Step]:
+    plan, last = reply.plan, len(events)
+    error = reply.payload
+    if plan.error_after is not None and plan.error_after[0] <= last:
+        last, error = plan.error_after[0], on_demand(plan.error_after[1]).payload
+    cut = min([at for at in (plan.die_after, plan.cut_after) if at is not None], default=len(events) + 1)
+    for index in range(min(cut, last) + 1):
+        if plan.stall_after is not None and plan.stall_after[0] == index:
+            yield plan.stall_after[1]
+        if index < min(cut, last):
+            yield delay
+            if plan.comments:
+                yield chunk(b": keep-alive\n\n")
+            yield chunk(b"data: " + compact(events[index]) + b"\n\n")
+    if plan.die_after is not None and plan.die_after <= len(events):
+        yield Mark.CUT
+    elif cut > len(events):
+        if error is not None:
+            # vLLM prints these with spaces and ASCII escapes (s_err_logit_bias_bad).
+            yield chunk(b"data: " + json.dumps(error).encode("ascii") + b"\n\n")
+        yield Mark.GENERATED
+        yield chunk(DONE)
+    yield Mark.GENERATED

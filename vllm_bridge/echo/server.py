@@ -11,10 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Deque, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from . import audio
-from .directives import Plan
-from .operations import OPERATIONS, ROUTES, Answer, Question, World, respond
+from .operations import OPERATIONS, ROUTES, respond
 from .refusal import Refusal, detail, phrase, unauthorized
-from .reply import DONE, Cut, Head, Reply, steps
+from .reply import Mark, Reply, World, steps
 
 _RECORDED = 1000
 _GUARDED = ("/v1", "/v2")
@@ -41,8 +40,8 @@ class RecordedRequest:
         kind = headers.get("content-type", "")
         try:
             if kind.startswith("multipart/form-data"):
-                form = audio.read_form(kind, body)
-                self.form, self.files = form.fields, form.files
+                form = audio.read_form(headers, body)
+                self.form, self.files = form.pairs, form.files
             elif body:
                 self.json = json.loads(body)
         except (ValueError, RecursionError, Refusal):
@@ -159,39 +158,25 @@ class EchoServer:
         scheme, _, key = header.partition(" ")
         return scheme.lower() == "bearer" and key == self._api_key
 
-    def _answer(self, method: str, target: str, headers: Dict[str, str], body: bytes) -> Answer:
+    def _answer(self, method: str, target: str, headers: Dict[str, str], body: bytes) -> Reply:
         path = target.split("?", 1)[0]
         refusal = self._refusal(method, path, headers)
         if refusal is not None:
-            return Answer(Reply(refusal.payload, refusal.status, refusal.headers), Plan())
+            return Reply(refusal.payload, refusal.status, refusal.headers)
         with self._lock:
             self._count += 1
             request_id = headers.get("x-request-id") or "%016x" % self._count
             script = self._script.popleft() if self._script and ROUTES[path][1] else ""
         world = World(self.models, self._embedding_size, self._max_model_len, int(time.time()), request_id,
                       self._running)
-        question = Question(headers.get("content-type", ""), headers.get("content-encoding", ""), body, script)
-        answer = respond(path, question, world)
+        reply = respond(path, headers, body, script, world)
         if self._request_id_headers:
-            answer.reply.headers["x-request-id"] = request_id
-        return answer
+            reply.headers["x-request-id"] = request_id
+        return reply
 
 
 class _Gone(Exception):
     """The client has closed its connection."""
-
-
-class _Generation:
-    """Counts as running until it is ended, once."""
-
-    def __init__(self, echo: EchoServer) -> None:
-        self._echo: Optional[EchoServer] = echo
-        echo._count_running(1)
-
-    def end(self) -> None:
-        if self._echo is not None:
-            self._echo._count_running(-1)
-            self._echo = None
 
 
 class _Listener(ThreadingHTTPServer):
@@ -255,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._served = 0
 
     def handle_one_request(self) -> None:
-        # A connection that has sent nothing yet is never timed out, an idle one is (WIRE: 5.0 s).
+        # A connection that has sent nothing yet is never timed out, an idle one is after 5.0 s as by uvicorn.
         self.connection.settimeout(self.server.echo.keep_alive if self._served else None)
         self._served += 1
         super().handle_one_request()
@@ -304,36 +289,30 @@ class _Handler(BaseHTTPRequestHandler):
             pass
         return b"".join(parts)
 
-    def _perform(self, answer: Answer) -> None:
+    def _perform(self, reply: Reply) -> None:
         """Send an answer step by step; the generation ends before its last bytes leave, or with the client."""
-        reply, echo = answer.reply, self.server.echo
-        generation = _Generation(echo) if reply.tokens else None
-        streaming = reply.events is not None
-        held = b""
+        echo = self.server.echo
+        head = self._head(reply)
+        if self.command == "HEAD":
+            reply.payload = None
+        generating = int(reply.tokens > 0)
+        echo._count_running(generating)
         try:
-            for step in steps(reply, answer.plan, echo.delay):
+            for step in steps(reply, echo.delay, head, self._chunk):
                 if isinstance(step, float):
                     self._pause(step)
-                elif isinstance(step, Cut):
+                elif isinstance(step, bytes):
+                    self.wfile.write(step)
+                elif step is Mark.CUT:
                     self.close_connection = True
                     return
-                elif isinstance(step, Head) and streaming:
-                    self.wfile.write(self._head(reply))
-                elif isinstance(step, Head):
-                    held = self._head(reply)
-                elif isinstance(step, bytes):
-                    if generation and (not streaming or step is DONE):
-                        generation.end()
-                    if self.command == "HEAD":
-                        step = b""
-                    self.wfile.write(self._chunk(step) if streaming else held + step)
-            if streaming and self._chunked:
-                if generation:
-                    generation.end()
+                else:
+                    echo._count_running(-generating)
+                    generating = 0
+            if reply.events is not None and self._chunked:
                 self.wfile.write(b"0\r\n\r\n")
         finally:
-            if generation:
-                generation.end()
+            echo._count_running(-generating)
 
     @property
     def _chunked(self) -> bool:
@@ -344,25 +323,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, reply: Reply) -> bytes:
         """Print the status line and the headers, in uvicorn's order and spelling."""
-        lines = ["HTTP/1.1 %d %s" % (reply.status, phrase(reply.status)), "date: " + formatdate(usegmt=True),
-                 "server: uvicorn"]
-        headers = dict(reply.headers)
-        if reply.events is not None:
-            lines.append("content-type: text/event-stream; charset=utf-8")
+        streaming, chunked, headers = reply.events is not None, self._chunked, dict(reply.headers)
+        if streaming:
+            fields = [("content-type", "text/event-stream; charset=utf-8")]
         else:
-            if "allow" in headers:
-                lines.append("allow: " + headers.pop("allow"))
-            lines.append("content-length: %d" % len(reply.body))
-            if reply.body:
-                lines.append("content-type: " + headers.pop("content-type", "application/json"))
-        lines += ["location: " + headers.pop("location")] if "location" in headers else []
+            fields = [("allow", headers.pop("allow", "")), ("content-length", str(len(reply.body)))]
+            kind = headers.pop("content-type", "application/json")
+            fields.append(("content-type", kind if reply.body else ""))
+        self.close_connection = self.close_connection or streaming and not chunked
+        fields.append(("location", headers.pop("location", "")))
         # The 401 comes from before the CORS layer, which adds this one (auth_missing).
-        lines += ["vary: Origin"] if reply.status != 401 else []
-        lines += ["%s: %s" % pair for pair in headers.items()]
-        if reply.events is not None and not self._chunked:
-            self.close_connection = True
-        lines += ["connection: close"] if self.close_connection else []
-        lines += ["transfer-encoding: chunked"] if reply.events is not None and self._chunked else []
+        fields.append(("vary", "Origin" if reply.status != 401 else ""))
+        fields += headers.items()
+        fields.append(("connection", "close" if self.close_connection else ""))
+        fields.append(("transfer-encoding", "chunked" if streaming and chunked else ""))
+        lines = ["HTTP/1.1 %d %s" % (reply.status, phrase(reply.status)), "date: " + formatdate(usegmt=True),
+                 "server: uvicorn"] + ["%s: %s" % field for field in fields if field[1]]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
     def _pause(self, seconds: float) -> None:
