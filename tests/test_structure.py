@@ -30,7 +30,7 @@ BELOW = {
 }
 PURE = {"api", "http1", "errors", "version", "sse"}
 # Live connections.
-NOT_PURE_IN_HTTP1 = {"http1.wait", "http1.limits", "http1.connection", "http1.tls", "http1.pool", "http1.timed_socket"}
+NOT_PURE_IN_HTTP1 = {"http1.wait", "http1.limits", "http1.connection", "http1.tls", "http1.pool"}
 
 # These alone know requests.
 HTTP_ROOMS = {"client.session", "client.adapter", "client.failures", "client.raw"}

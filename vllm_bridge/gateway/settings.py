@@ -111,7 +111,7 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("max_body_mb", _positive, 100, "MIB", "longest request body (default: 100)"),
     Setting("max_parsed_mb", _positive, 2, "MIB", "most of a JSON body that may stand outside of strings, which takes "
             "long to read (default: 2)"),
-    Setting("max_connections", _count, 1000, "N", "most open connections of each process (default: 1000)"),
+    Setting("max_connections", _count, 1000, "N", "requests that each process carries at once (default: 1000)"),
     Setting("allowed_origin", _text, (), "ORIGIN", "origin whose web pages may call; * allows all; may be given "
             "several times (default: those of this machine)", many=True),
     Setting("log_format", _log_format, "text", "FORMAT", "text or json (default: text)"),
