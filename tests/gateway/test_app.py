@@ -1,8 +1,11 @@
 """The application: keys, several servers, fallbacks, secrets, accounts."""
 
+import errno
 import gc
+import http.client
 import io
 import json
+import os
 import re
 import socket
 import sys
@@ -14,7 +17,7 @@ from typing import Any, Dict, Iterator, List, Tuple, cast
 import pytest
 
 from faces import LONG, Address, Answer, ask, chat, log_lines, own, until
-from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, delta, event
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, delta, event
 from vllm_bridge.config.settings import ProviderConfig
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.errors import ConfigError
@@ -612,3 +615,85 @@ def test_nothing_holds_a_body_that_was_refused(body: bytes, status: int) -> None
     finally:
         gc.enable()
         app.close()
+
+
+# ---------------------------------------------------------------- what is our own failure, and what is too much
+
+
+@pytest.mark.parametrize("number, status", [
+    (errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EMFILE, 500), (errno.ENOENT, 500), (errno.EIO, 500),
+])
+def test_a_lack_of_our_own_is_no_client_that_left(
+    echo: EchoServer, number: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*args: Any, **options: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    body = (b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\necho\r\n'
+            b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nRIFF\r\n--b--\r\n')
+    with log_lines() as lines, gateway(echo, log_format="json") as address:
+        monkeypatch.setattr("tempfile.SpooledTemporaryFile", lacking)
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        found = ask(address, "POST", "/v1/audio/transcriptions", body, kind)
+        assert (found.status, found.error["code"]) == (status, "internal_error")
+    assert [line["status"] for line in lines] == [status]
+    assert not echo.requests
+
+
+def test_a_lack_of_descriptors_cools_no_server_off(echo: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gateway(echo) as address:
+        connection = http.client.HTTPConnection(*address, timeout=LONG)
+        connection.request("GET", "/health")  # so that it has been accepted
+        connection.getresponse().read()
+        with monkeypatch.context() as patched:
+            def none(*args: Any, **options: Any) -> Any:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            patched.setattr(socket, "socket", none)
+            connection.request("POST", CHAT, json.dumps(chat("x")), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            assert response.status == 500
+            response.read()
+        connection.close()
+        text = ask(address, "GET", "/metrics").body.decode()
+        assert "vllm_bridge_cooled_servers 1" not in text
+        assert ask(address, "POST", CHAT, chat("x")).status == 200
+
+
+def test_one_request_too_many_is_counted_logged_and_told_to_web_pages(echo: EchoServer) -> None:
+    config = ProviderConfig.from_dict({"keys": [{"url": echo.url}]}, environ={})
+    with log_lines() as lines, own(Gateway(Settings(config, log_format="json")), max_connections=1) as address:
+        body = json.dumps(chat("!stall %g x" % LONG)).encode()
+        with socket.create_connection(address) as sock:
+            head = "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CHAT, len(body))
+            sock.sendall(head.encode() + body)
+            until(lambda: echo.running == 1)
+            found = ask(address, "POST", CHAT, chat("x"), {"Origin": "http://localhost:3000"})
+            assert (found.status, found.error["code"]) == (503, "too_many_connections")
+            assert found.headers["retry-after"] == "1"
+            assert found.headers["access-control-allow-origin"] == "http://localhost:3000"
+            for path in ("/health", "/metrics", "/ready", "/version"):
+                assert ask(address, "GET", path).status == 200
+            text = ask(address, "GET", "/metrics").body.decode()
+            assert 'vllm_bridge_requests_total{operation="chat_completion",model="",status="503"} 1\n' in text
+        until(lambda: [line for line in lines if line["status"] == 499])
+    refused = [line for line in lines if line["status"] == 503]
+    assert [(line["path"], line["client"]) for line in refused] == [(CHAT, "127.0.0.1")]
+
+
+def test_what_is_no_http_is_in_the_log(echo: EchoServer) -> None:
+    with log_lines() as lines, gateway(echo, log_format="json") as address:
+        with socket.create_connection(address, timeout=LONG) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 400 ")
+        until(lambda: lines)
+    assert (lines[0]["status"], lines[0]["client"]) == (400, "127.0.0.1")
+
+
+def test_a_comment_is_a_sign_of_life_before_the_first_event() -> None:
+    comments = [("sleep", 0.3), chunk(b": here\n\n")] * 6
+    script = ["request", SSE_HEAD, *comments, event(delta("late", "stop")), event("[DONE]"), LAST_CHUNK]
+    with Scripted(script) as server:
+        with gateway(provider={"keys": [{"url": server.url}], "network_config": {
+                "default_request_timeout_in_seconds": 1}}) as address:
+            assert b"late" in ask(address, "POST", CHAT, chat("x", stream=True)).body

@@ -5,6 +5,7 @@ import logging
 import math
 from typing import Any, Dict, List, Tuple
 
+from ..client.failures import LACKING
 from ..config.redaction import Redaction
 from ..config.settings import ProviderConfig
 from ..errors import (
@@ -110,4 +111,5 @@ class Errors:
             inner["message"] = "no secure connection to the vLLM server; the gateway's log says more"
         else:
             inner["message"] = self._redaction.clean(inner["message"])
-        return http_status(error), payload
+        # No descriptor or memory left is not the server's fault, as a 502 would say.
+        return 500 if error.code == LACKING else http_status(error), payload
