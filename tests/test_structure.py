@@ -213,3 +213,15 @@ def test_a_file_that_was_shortened_asks_no_more():
 
 def test_no_file_has_a_name_that_says_nothing():
     assert [path for path in FILES if path.stem in REFUSED_NAMES or path.parent.name in REFUSED_NAMES] == []
+
+
+def test_no_line_points_at_a_document_that_is_not_here():
+    named = re.compile(r"\b(\w+\.md)\b|\b[A-Z]{4,} §|\b[Ww]e decided\b|\bissues? \d")
+    texts = FILES + sorted(ROOT.glob("*.md")) + [path for path in sorted((ROOT / "scripts").iterdir()) if path.is_file()]
+    pointing = []
+    for path in texts:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            for match in named.finditer(line):
+                if not (match.group(1) and (ROOT / match.group(1)).exists()):
+                    pointing.append("%s: %s" % (path.relative_to(ROOT), line.strip()))
+    assert pointing == []

@@ -46,7 +46,7 @@ _SERVED: Tuple[Route, ...] = (
     Route("GET", "/version", "version", "version"),
 )
 
-# Every route of SPEC §10 that vLLM has no operation for, and the operation that it would be.
+# Routes of OpenAI's API and of gateways like it that vLLM has no operation for, and the operation that each would be.
 _UNSUPPORTED: Tuple[Tuple[str, str, str], ...] = (
     ("POST", "/v1/audio/speech", "speech"),
     ("POST", "/v1/images/generations", "image_generation"),
