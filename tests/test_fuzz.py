@@ -209,6 +209,7 @@ class Source:
     url = "http://server/v1"
     request_id = None
     headers = {"content-type": "text/event-stream"}
+    resumes = True
 
     def __init__(self, pieces):
         self.pieces = list(pieces)

@@ -117,9 +117,9 @@ class EventDecoder:
         self._id = ""
         self._retry: Optional[int] = None
 
-    def feed(self, chunk: bytes, comments: bool = False) -> List[Any]:
+    def feed(self, chunk: bytes) -> List[Event]:
         """Return the events that `chunk` completes; bytes that are no UTF-8 become U+FFFD."""
-        return list(self.fold(self._lines.feed(chunk), comments))
+        return list(self.fold(self._lines.feed(chunk)))
 
     def fold(self, lines: Iterable[bytes], comments: bool = False) -> Iterator[Any]:
         """Yield the events that `lines` complete, with `comments` their comment lines too, as `bytes`."""

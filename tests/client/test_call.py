@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+import requests
 
 from certificates import needs_openssl, tls
 from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, completion, delta, event, nobody
@@ -635,6 +636,13 @@ def test_comments_of_our_own_fill_every_silence(silence):
     assert 3 <= sum(at) <= 6
     assert items[-1].endswith(b"data: [DONE]\n\n")
     assert at[0] is (silence != "between")
+
+
+def test_where_a_read_cannot_be_tried_again_a_silence_breaks_nothing():
+    with Scripted(["request", SSE_HEAD, ("sleep", 0.3), event(delta("a")), ("sleep", 0.3)] + LAST) as server:
+        with provider_for(server.url) as provider, requests.Session() as session:
+            items = list(passing(provider.with_options(session=session), "forward_stream", 0.1))
+    assert b"".join(items).endswith(b"data: [DONE]\n\n")
 
 
 def test_a_stream_that_is_left_while_its_head_is_waited_for_is_closed():

@@ -35,6 +35,7 @@ class Bytes:
 
     url = "http://test"
     request_id = "r1"
+    resumes = True
 
     def __init__(self, *blocks, kind="text/event-stream"):
         self.headers = {"content-type": kind}

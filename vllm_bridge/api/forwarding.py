@@ -12,7 +12,7 @@ from .chat import normalise_chunk
 from .decoding import Ends, Tally, aborted, payload_of
 from .folding import is_finish
 from ..errors import BridgeError, ResponseDecodeError
-from ..sse import MAX_EVENT, Event, EventDecoder, encode
+from ..sse import MAX_EVENT, Event, EventDecoder, LineDecoder, encode
 
 __all__ = ["Forwarding", "Tally"]
 
@@ -47,8 +47,9 @@ class Forwarding:
         self._usage = usage
         self._tally = tally
         self._held = bytearray()  # an event that is not whole yet
-        self._decoder = EventDecoder()
-        self._decodes = False  # from the first CR on the decoder alone says where an event ends
+        self._lines = LineDecoder()
+        self._events = EventDecoder()
+        self._decodes = False  # from the first CR on the decoders alone say where an event ends
 
     def feed(self, block: bytes) -> bytes:
         """Return what a block completes; an error that an event carries is put into `failure`, to be raised then."""
@@ -66,7 +67,7 @@ class Forwarding:
             self.events += block.count(b"\n\n", 0, end)
         out: List[bytes] = [block[:end]]
         try:
-            for event in self._decoder.feed(block[end:], comments=True):
+            for event in self._events.fold(self._lines.feed(block[end:]), comments=True):
                 if type(event) is bytes:
                     out.append(event + b"\n\n")
                     continue

@@ -141,6 +141,7 @@ class OpenReply:
         self._failure = failure
         self._content: Callable[[], bytes] = body.read1
         self._plain = True  # no Content-Encoding
+        self.resumes = True  # a read that took too long may be tried again
         self._closed = False
         self._reading = False
 

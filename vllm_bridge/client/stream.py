@@ -50,12 +50,13 @@ class Source(Protocol):
     url: str
     request_id: Optional[str]
     headers: Any
+    resumes: bool  # a read that took too long may be tried again
 
     def read(self) -> bytes:
         """Return the bytes that are there, ``b""`` at the end of the body."""
 
     def set_timeout(self, seconds: Optional[float]) -> None:
-        """Limit the wait of the next reads; one that took too long may be tried again."""
+        """Limit the wait of the next reads."""
 
     def finish(self) -> None:
         """Give the connection back: nothing but the end of the body is still to come."""
@@ -300,7 +301,7 @@ class _Blocks:
                 self.since = now  # what the caller does between two items is no silence of the server
             elif limit is not None:
                 limit = self.since + limit - now
-            ours = limits.keep_alive if between and not reader.finished else None
+            ours = limits.keep_alive if between and source.resumes and not reader.finished else None
             commented = ours is not None and 0 < ours < (ours + 1 if limit is None else limit)
             try:
                 if limit is not None and limit <= 0:
