@@ -112,6 +112,15 @@ def test_what_a_server_repeats_is_not_passed_on(
     assert_clean(caplog.text)
 
 
+@pytest.mark.parametrize("secret", [UPSTREAM, TEAM])
+def test_what_a_server_repeats_in_a_header_is_not_passed_on(secret: str) -> None:
+    good = answer(completion("Hi"), extra="X-Debug-Request: Bearer %s\r\nX-Vllm-Note: fine\r\n" % secret)
+    with Scripted(["request", good]) as server, own(gateway_for(server.url)) as address:
+        found = asked(address)
+    assert found.status == 200 and found.headers["X-Vllm-Note"] == "fine"
+    assert_clean(found.headers)
+
+
 @pytest.mark.parametrize("reply", [case[1] for case in repeated("Bearer %s" % UPSTREAM)],
                          ids=[case[0] for case in repeated("")])
 def test_the_librarys_errors_hold_no_key(reply: List[Any]) -> None:

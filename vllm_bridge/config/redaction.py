@@ -152,3 +152,10 @@ class Redaction:
         for address, instead in self._addresses:
             text = text.replace(address, instead)
         return text
+
+    def fields(self, fields: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
+        """Return a reply's header fields without secrets."""
+        find = _pattern(self.secrets)
+        if find is None or find.search("\n".join([value for _, value in fields])) is None:
+            return fields
+        return [(name, masked(value, self.secrets)) for name, value in fields]

@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from ..api import audio
 from ..api.body import read_object, replaced, scan, stands_once, to_json
+from ..config.redaction import Redaction
 from ..errors import APIStatusError, BridgeError, ConfigError, NotFoundError, UnsupportedOperationError
 from ..http1.multipart import MultipartReader
 from ..http1.head import ProtocolError
@@ -77,7 +78,8 @@ class Gateway:
         self.journal = Journal(metrics.Metrics(settings.workers), self.provider, settings.log_format)
         self._authentication = Authentication(settings.api_keys)
         self._cors = Cors(settings.allowed_origins)
-        self._errors = Errors(self.provider.config, self.provider.name)
+        self._redaction = Redaction(self.provider.config)
+        self._errors = Errors(self._redaction, self.provider.name)
         self._handlers: Dict[str, Callable[[Request, Entry], Answer]] = {
             "operation": self._operation, "form": self._form, "models": self._models, "model": self._model,
             "messages": self._messages, "health": self._health, "ready": self._ready, "metrics": self._metrics,
@@ -229,6 +231,7 @@ class Gateway:
             models = Models(entry, asked, others)
             return Answer(200, _STREAM, Streamed(request, entry, self._errors, models, operation.stream))
         answer = Models(entry, asked, others).carry_out(operation.answer) if others else operation.answer(asked)
+        answer.fields = self._redaction.fields(answer.fields)
         if operation.name == "transcription" and request.path.startswith("/openai/"):
             return _raw_transcription(answer, body.get("response_format"))
         return answer

@@ -7,7 +7,6 @@ from typing import Any, Dict, List, Tuple
 
 from ..client.failures import LACKING
 from ..config.redaction import Redaction
-from ..config.settings import ProviderConfig
 from ..errors import (
     APIConnectionError,
     APIStatusError,
@@ -57,8 +56,8 @@ def refusal(status: int, message: str) -> BridgeError:
 class Errors:
     """Make answers and events of errors, without the servers' addresses and secrets in them."""
 
-    def __init__(self, config: ProviderConfig, provider_name: str) -> None:
-        self._redaction = Redaction(config)
+    def __init__(self, redaction: Redaction, provider_name: str) -> None:
+        self._redaction = redaction
         self._provider_name = provider_name
 
     def clean(self, message: str) -> str:
