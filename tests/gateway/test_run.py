@@ -158,8 +158,8 @@ def test_nothing_is_loaded_before_the_first_answer_that_it_can_do_without(echo: 
         assert process.stop() == 0
     loaded = {line.rpartition("|")[2].strip() for line in process.errors}
     assert loaded > {"vllm_bridge.cli", "vllm_bridge.gateway.app", "http.server", "requests"}
-    needless = {"vllm_bridge." + name for name in ("cli.check", "cli.commands", "echo", "api.responses")}
-    assert not loaded & (needless | {"asyncio", "dataclasses", "difflib", "sqlite3", "wave"})
+    needless = {"vllm_bridge." + name for name in ("cli.check", "cli.commands", "echo", "api.responses", "api.audio")}
+    assert not loaded & (needless | {"asyncio", "dataclasses", "difflib", "inspect", "sqlite3", "wave"})
 
 
 def test_ctrl_c_lets_a_running_answer_finish(echo: EchoServer) -> None:

@@ -1,13 +1,10 @@
 """The gateway as an application: who asks, for what, of which model; the provider does the rest."""
 
-import tempfile
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
-from ..api import audio
 from ..api.body import read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
 from ..errors import APIStatusError, BridgeError, ConfigError, NotFoundError, UnsupportedOperationError
-from ..http1.multipart import MultipartReader
 from ..http1.head import ProtocolError
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer, Request
@@ -194,6 +191,11 @@ class Gateway:
     def _form(self, request: Request, entry: Entry) -> Answer:
         if "content-encoding" in request.fields:
             _check_coding(request)
+        import tempfile  # a gateway that is asked for chats alone does without these
+
+        from ..api import audio
+        from ..http1.multipart import MultipartReader
+
         reader = MultipartReader(
             request.fields.get("content-type", ""),
             spool=lambda: tempfile.SpooledTemporaryFile(max_size=_SPOOLED),

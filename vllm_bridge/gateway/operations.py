@@ -10,7 +10,7 @@ from ..client.options import Trace
 from ..client.reply import Reply
 from ..client.stream import Stream
 from ..errors import error_from_payload
-from ..http1.multipart import CONTROLS
+from ..http1.head import FIELD_VALUE
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer
 from ..sse import encode
@@ -75,6 +75,7 @@ _KEPT = frozenset((
     "set-cookie strict-transport-security te trailer transfer-encoding upgrade vary via www-authenticate x-request-id "
     "x-powered-by x-frame-options x-content-type-options"
 ).split())
+_VALUE = re.compile(FIELD_VALUE)
 _COUNT = re.compile(rb'"(prompt|completion)_tokens": ?([0-9]{1,15})')
 
 
@@ -107,9 +108,9 @@ def _count(body: bytes, tally: Tally) -> None:
 def passed_fields(reply: Reply) -> List[Tuple[str, str]]:
     """Return the header fields of a server's reply that its client gets to see."""
     kind = reply.content_type
-    fields = [("Content-Type", JSON if not kind or CONTROLS.search(kind) else kind)]
+    fields = [("Content-Type", kind if kind and _VALUE.fullmatch(kind) else JSON)]
     for name, value in reply.headers.items():
-        if name not in _KEPT and not name.startswith("access-control-") and not CONTROLS.search(value):
+        if name not in _KEPT and not name.startswith("access-control-") and _VALUE.fullmatch(value):
             fields.append((name, value))
     return fields
 
