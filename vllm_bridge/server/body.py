@@ -20,19 +20,21 @@ _SLOWEST = 512  # bytes a second below which a client is cut off
 class RequestBody:
     """Read the body of one request and not a byte more: a `request.Body`.
 
-    `data` is what came with the head; `silence` is how many seconds the client may send nothing. ``rest`` is what
-    came after the body.
+    `data` is what came with the head; `silence` is how many seconds the client may send nothing. Once the body is
+    ``finished``, ``rest`` is what came after it.
     """
 
     __slots__ = (
-        "_sock", "_reader", "_length", "_data", "_silence", "_waited", "_received", "_size", "_wants_leave", "_broken",
+        "finished", "rest", "_sock", "_reader", "_length", "_data", "_silence", "_waited", "_received", "_size",
+        "_wants_leave", "_broken",
     )
 
     def __init__(self, sock: socket.socket, head: RequestHead, data: bytes, silence: float) -> None:
         self._sock = sock
-        self._reader = reader(head)
         self._length = head.body_length
-        self._data = data
+        self.finished = self._length == 0
+        self.rest = self._data = data
+        self._reader = reader(head)
         self._silence = silence
         self._waited = 0.0  # seconds
         self._received = 0  # bytes that the reader has seen
@@ -43,36 +45,27 @@ class RequestBody:
     def read(self, limit: int) -> bytes:
         """Return all of it."""
         blocks = []
-        while not self._reader.finished:
+        while not self.finished:
             blocks.append(self._next(limit))
         return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def blocks(self, limit: int) -> Iterator[bytes]:
         """Yield it as it arrives."""
-        while not self._reader.finished:
+        while not self.finished:
             block = self._next(limit)
             if block:
                 yield block
 
-    @property
-    def skippable(self) -> bool:
-        """Whether the rest, if there is any, is short enough to be skipped for the next request."""
-        if self._reader.finished:
-            return True
+    def is_skippable(self) -> bool:
+        """Tell whether the rest is so short that it may be skipped for the next request."""
         if self._broken or self._wants_leave or self._length is None:
             return False
         return self._length - self._received <= _SKIPPED
 
-    @property
-    def finished(self) -> bool:
-        """Whether all of it has been received."""
-        return self._reader.finished
-
-    def skip(self) -> bytes:
-        """Read and forget the rest of the body; return what came after it. Raises ProtocolError."""
-        while not self._reader.finished:
+    def skip(self) -> None:
+        """Read and forget the rest of the body; raises ProtocolError."""
+        while not self.finished:
             self._next(_NO_LIMIT)
-        return self._reader.rest or self._data
 
     def _next(self, limit: int) -> bytes:
         if self._broken:
@@ -83,6 +76,7 @@ class RequestBody:
         data, self._data = self._data or self._receive(), b""
         self._received += len(data)
         block = self._reader.feed(data)
+        self.finished, self.rest = self._reader.finished, self._reader.rest
         self._size += len(block)
         if self._size > limit:
             raise _too_long(limit)

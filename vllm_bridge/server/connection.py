@@ -155,18 +155,20 @@ class Connection(BaseHTTPRequestHandler):
                 begun = self._refused(request, 503, "this server does as much at once as it may; try again later")
             else:
                 begun = self._answered(request)
-            keep = self._deliver(request, begun, head.keep_alive and body.skippable and not server.stopping)
+            keep = head.keep_alive and not server.stopping and (body.finished or body.is_skippable())
+            keep = self._deliver(request, begun, keep)
         finally:
             if counted and not full:
                 server.free_places.append(None)
-        if keep:
+        if keep and not body.finished:
             server.idle[self.connection] = 0.0
             try:
-                self._data = body.skip()
-                self.close_connection = False
+                body.skip()
             except (ProtocolError, RequestCancelledError):
                 keep = False
-        self._unread = not keep and not body.finished
+        self.close_connection = not keep
+        self._data = body.rest
+        self._unread = not body.finished
 
     def _answered(self, request: Request) -> _Begun:
         """Let the application answer, and refuse where it fails."""

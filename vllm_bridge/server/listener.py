@@ -296,8 +296,12 @@ def _fitting(places: int) -> Tuple[int, int]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = places + most_open + _SPARE
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        more = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+        except (OSError, ValueError):
+            pass  # some systems have a lower limit than they say
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return places, most_open
     room = soft - min(_SPARE, soft // 4)
