@@ -89,7 +89,9 @@ def test_the_connection_that_is_idle_for_longest_gives_way() -> None:
         for _ in range(server.most_open):
             kept.append(stack.enter_context(Client(server)))
             assert kept[-1].send(get()).reply()[0] == 200
+            until(lambda: list(server.idle.values()) == [0.0] * len(kept))  # it waits for its next request
         kept[0].send(get()).reply()  # now the second is the one
+        until(lambda: len(server.idle) == len(kept))
         with Client(server) as new:
             assert new.send(get()).reply()[0] == 200
         assert kept[1].rest() == b""
