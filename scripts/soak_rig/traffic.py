@@ -92,7 +92,7 @@ def _events(client: Client, path: str, body: Dict[str, Any]) -> Tuple[int, List[
     data = response.read()
     if response.status != 200:
         return response.status, [], False
-    blocks = [block.rpartition("data: ")[2] for block in data.decode().split("\n\n") if block]
+    blocks = [block.rpartition("data: ")[2] for block in data.decode().split("\n\n") if "data: " in block]
     done = bool(blocks) and blocks[-1] == "[DONE]"
     return 200, [json.loads(block) for block in blocks if block != "[DONE]"], done
 
