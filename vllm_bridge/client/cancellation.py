@@ -1,6 +1,6 @@
 """The handle that breaks calls off."""
 
-from typing import Any, Optional, Set, Tuple
+from typing import NoReturn, Optional, Set
 
 from ..http1.connection import Exchange
 
@@ -19,8 +19,8 @@ class Cancellation:
         self._exchanges: Set[Exchange] = set()
         self._why: Optional[str] = None
 
-    def __reduce__(self) -> Tuple[Any, ...]:
-        return Cancellation, ()  # the calls under way are not the copy's
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Cancellation cannot be pickled or copied: it belongs to calls of this process")
 
     @property
     def cancelled(self) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bad_proxy", "cancelled_error", "cause_of", "foreign_within", "translated"]
 
-LACKING = "lack_of_resources"  # the code of an error that is this machine's own: no descriptor or memory left
+LACKING = "out_of_resources"  # the code of an error that is this machine's own: no descriptor, port or memory left
 _DEADLINE = "deadline"
 
 # What requests raises for an address that it cannot use.
@@ -161,8 +161,8 @@ def _place(call: "Call") -> Dict[str, Any]:
 
 def _line(text: str) -> str:
     """Return a reason on one line, without object addresses."""
-    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", text[:1000])
-    return " ".join(re.sub(r"[^ -~]", " ", text).split())[:200]
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", text[:65536])
+    return " ".join(re.sub(r"[^ -~]", " ", text).split())
 
 
 def _seconds(value: Optional[float]) -> str:

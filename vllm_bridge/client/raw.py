@@ -1,10 +1,13 @@
 """The body of a response that requests has made: read block by block, whatever stands behind ``raw``."""
 
+import io
+import os
 import socket
 from typing import Any, Optional
 
 from urllib3.response import HTTPResponse
 
+from ..http1 import wait
 from ..http1.connection import Exchange, HungUp
 
 __all__ = ["RawBody"]
@@ -18,11 +21,15 @@ class RawBody:
         self._response = response
         self._raw: Any = response.raw
         self._exchange = exchange
-        self._limit: Optional[float] = exchange.limits.silence
-        self._sock = _socket_of(self._raw)
+        # Where urllib3's versions of today have the socket; without it each read takes the time that it takes.
+        self._sock: Any = getattr(getattr(self._raw, "_connection", None), "sock", None)
         self._content: Optional[bytes] = response.content if response._content_consumed else None
         if self._sock is not None:
-            exchange.hold(_Hold(self._sock))
+            try:
+                exchange.hold(_Hold(self._sock))
+            except HungUp:
+                response.close()
+                raise
 
     @property
     def decoded(self) -> bool:
@@ -34,7 +41,12 @@ class RawBody:
         if self._content is not None:
             block, self._content = self._content, b""
         else:
-            self._set_timeout(self._exchange.limits.left())
+            limits = self._exchange.limits
+            left = limits.left()
+            if self._sock is not None and not self._has_come():
+                if not wait.readable(self._sock, left, self._exchange.client):
+                    raise limits.over()
+                self._sock.settimeout(limits.left())
             block = self._read(size)
         self.ended = not block
         if self.ended:
@@ -45,6 +57,22 @@ class RawBody:
         """Close the connection, unless the body was read to its end."""
         self._exchange.detach()
         self._response.close()
+
+    def _has_come(self) -> bool:
+        """Tell whether http.client has received what it has not yet given; the socket may have nothing more to say."""
+        below = getattr(self._raw, "_fp", None)
+        buffer = getattr(below, "fp", None)
+        if not isinstance(buffer, io.BufferedReader) or getattr(below, "length", None) == 0:
+            return True
+        self._sock.settimeout(0)
+        try:
+            ahead = buffer.peek(1)
+        except (OSError, ValueError):
+            return False
+        finally:
+            self._sock.settimeout(self._exchange.limits.left())
+        # The line end after a chunk is not the next one.
+        return bool(ahead) and not (getattr(below, "chunk_left", None) == 0 and b"\r\n".startswith(ahead))
 
     def _read(self, size: int) -> bytes:
         raw = self._raw
@@ -63,25 +91,17 @@ class RawBody:
             raw.release_conn()
         return block
 
-    def _set_timeout(self, seconds: Optional[float]) -> None:
-        if seconds != self._limit and self._sock is not None:
-            self._limit = seconds
-            self._sock.settimeout(seconds)
-
 
 class _Hold:
     """What breaks off an exchange that urllib3's connection carries."""
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
+        self._pid = os.getpid()
 
     def shut(self) -> None:
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except (OSError, ValueError):
-            pass  # closed already
-
-
-def _socket_of(raw: Any) -> Any:
-    """Return the socket that urllib3 reads from, if it is where its versions of today have it."""
-    return getattr(getattr(raw, "_connection", None), "sock", None)
+        if self._pid == os.getpid():
+            try:
+                self._sock.shutdown(socket.SHUT_RDWR)
+            except (OSError, ValueError):
+                pass  # closed already

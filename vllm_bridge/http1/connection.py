@@ -186,7 +186,8 @@ class Connection:
                 raise TimedOut("connect")
             code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            raise NotConnected("lacking" if code in _LACKING else "refused", os.strerror(code))
+            ours = code in _LACKING or (code == errno.EADDRNOTAVAIL and self.socket.family == socket.AF_INET)
+            raise NotConnected("lacking" if ours else "refused", os.strerror(code))  # no port left; or no IPv6 here
         self.connect_seconds = time.monotonic() - started
 
     def secure(self, context: ssl.SSLContext, limits: Limits, client: wait.Client) -> None:
