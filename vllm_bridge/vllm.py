@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple, TypeVar
+from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
 from .api import chat
 from .api import embeddings
@@ -18,8 +18,6 @@ from .client.stream import Stream
 from .api.body import object_of, to_json
 
 __all__ = ["VLLMProvider"]
-
-T = TypeVar("T")
 
 _FLOATS_FOR = 600.0  # seconds for which a model's vectors are not asked for as base64 once its server refused that
 
