@@ -2,7 +2,7 @@
 
 After each of them a request on a new connection is answered, the stand-in generates nothing any more, and the log has
 no error in it: what a client sends is never a defect of ours. What goes wrong before the application is called is in
-test_http1, test_chunked and test_gateway_server; their table of hostile requests is sent here once more.
+tests/http1 and tests/server; their table of hostile requests is sent here once more.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """Keys and doors of the whole gateway: where no secret may turn up, and where no client can lead it.
 
-The library's side of proxies, certificates and redirects is in test_transport; here is what a client of the gateway can
+The library's side of proxies, certificates and redirects is in tests/client; here is what a client of the gateway can
 see of it, and what the operating system shows of the process.
 """
 
