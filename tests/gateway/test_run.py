@@ -247,6 +247,15 @@ def test_workers_are_counted_together_and_replaced(echo: EchoServer) -> None:
     assert any("replaced" in line for line in process.errors)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no worker processes here")
+def test_the_last_requests_of_a_worker_are_in_the_log(echo: EchoServer) -> None:
+    with running("--upstream", echo.url, "--workers", "2") as process:
+        for _ in range(5):
+            assert ask(process.address, "GET", "/version").status == 200
+        assert process.stop() == 0
+    assert sum("path=/version" in line for line in process.out) == 5
+
+
 def children_of(pid: int) -> List[int]:
     listed = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(pid)], stdout=subprocess.PIPE, universal_newlines=True

@@ -85,6 +85,11 @@ class Journal:
         with self._lock:
             self._settle()
 
+    def write_out(self) -> None:
+        """Settle, and give whoever reads the log a last moment."""
+        self.settle()
+        access_log.flush(_LAST_WORDS)
+
     def text(self) -> bytes:
         """Return the metrics as they stand."""
         time.sleep(_ON_THE_WAY)
@@ -104,8 +109,7 @@ class Journal:
         thread = self._thread
         if thread is not None:
             thread.join()
-        self.settle()
-        access_log.flush(_LAST_WORDS)
+        self.write_out()
         with self._lock:
             self._metrics.close()
 

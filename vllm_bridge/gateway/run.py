@@ -65,7 +65,7 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
         gateway.journal.claim(index)
         if index == 0:
             banner.show_servers()
-        return Server(
+        return _Server(
             gateway,
             sock=listener,
             max_connections=settings.max_connections,
@@ -89,6 +89,14 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
     finally:
         banner.close()
         gateway.close()
+
+
+class _Server(Server):
+    """A server whose process does not end before the journal has told all."""
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.application.journal.write_out()  # type: ignore[attr-defined]
 
 
 class _Banner:
