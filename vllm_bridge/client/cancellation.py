@@ -1,6 +1,6 @@
 """The handle that breaks calls off."""
 
-from typing import NoReturn, Optional, Set
+from typing import Any, Optional, Set, Tuple
 
 from ..http1.connection import Exchange
 
@@ -19,8 +19,8 @@ class Cancellation:
         self._exchanges: Set[Exchange] = set()
         self._why: Optional[str] = None
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Cancellation cannot be pickled or copied: it belongs to calls of this process")
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return Cancellation, ()  # the calls under way are not the copy's
 
     @property
     def cancelled(self) -> bool:
