@@ -23,12 +23,12 @@ LIMIT = 1800.0  # seconds for one run; a quiet machine needs a tenth
 LONG = "VLLM_BRIDGE_LONG"
 WAITING = """
 client/test_call client/test_reply client/test_session client/test_stream echo/test_echo echo/test_server
-gateway/test_app gateway/test_disconnect gateway/test_faces gateway/test_load gateway/test_responses
-test_hostile_upstream test_soak
+gateway/test_app gateway/test_faces gateway/test_journal gateway/test_load gateway/test_responses gateway/test_streams
+http1/test_wait server/test_connection server/test_listener test_hostile_client test_hostile_upstream test_soak
 """.split()
 STARTING = """
-cli/test_cli gateway/test_run server/test_workers test_bench test_live_rig test_packaging test_readme test_scripts
-test_secrets
+cli/test_cli gateway/test_run server/test_workers test_bench test_live_rig test_mutate test_packaging test_processes
+test_readme test_scripts test_secrets
 """.split()
 TITLE = """
 import platform, requests, urllib3
