@@ -22,7 +22,7 @@ from vllm_bridge.api import chat, completions as text, rerank
 from vllm_bridge.config import file as config_file
 from vllm_bridge.api.decoding import ChatChunks, CompletionChunks, ResponsesReader, TranscriptionReader
 from vllm_bridge.config.settings import ProviderConfig
-from vllm_bridge.api.forwarding import Forwarding, Tally
+from vllm_bridge.api.forwarding import Forwarding, TokenUsage
 from vllm_bridge.gateway import Gateway
 from vllm_bridge.gateway import settings as gateway_settings
 from vllm_bridge.gateway.routes import ROUTES
@@ -199,7 +199,7 @@ LINES = st.one_of(
 )
 READERS = {
     "chat": ChatChunks, "text": CompletionChunks, "responses": ResponsesReader, "transcription": TranscriptionReader,
-    "forwarding": lambda: Forwarding(1, False, Tally()),
+    "forwarding": lambda: Forwarding(1, False, TokenUsage()),
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple
 from .api import completions
 from .client.call import Caller, Wire
 from .client.options import Options
-from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, Tally, TranscriptionReader
+from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, TokenUsage, TranscriptionReader
 from .api.forwarding import Forwarding
 from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig
@@ -328,8 +328,8 @@ class BaseOpenAIProvider:
         if asked and not usage and isinstance(wire.get("stream_options"), dict):
             wire = {**wire, "stream_options": {**wire["stream_options"], "include_usage": True}}
         count = completions.expected_choices(wire)
-        tally = self._options.trace or Tally()
-        return self._stream(operation, wire, wire.get("model"), lambda: Forwarding(count, usage, tally))
+        tokens = self._options.trace or TokenUsage()
+        return self._stream(operation, wire, wire.get("model"), lambda: Forwarding(count, usage, tokens))
 
     def _written(self, operation: str, body: Mapping[str, Any], data: Optional[bytes]) -> Dict[str, Any]:
         """Return the request body of an operation, with `data` in its place if that says the same."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_bridge.errors import BadRequestError, BridgeError, IncompleteStreamError, ResponseDecodeError
-from vllm_bridge.api.forwarding import DONE, Forwarding, Tally, plain
+from vllm_bridge.api.forwarding import DONE, Forwarding, TokenUsage, plain
 from vllm_bridge.sse import encode, iter_events
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -17,9 +17,9 @@ WHOLE = [name for name in STREAMS if wire.load(name).body.endswith(DONE) and b'{
          and b'"abort"' not in wire.load(name).body]
 
 
-def forwarded(*blocks, choices=1, usage=True, tally=None):
+def forwarded(*blocks, choices=1, usage=True, tokens=None):
     """Return what leaves, and how the reading ended."""
-    forwarding = Forwarding(choices, usage, tally or Tally())
+    forwarding = Forwarding(choices, usage, tokens or TokenUsage())
     return b"".join(fed(block, forwarding) for block in blocks), forwarding
 
 
@@ -34,9 +34,9 @@ def fed(block, forwarding):
 def test_a_recorded_stream_comes_out_byte_for_byte_but_for_the_second_name_of_reasoning(name):
     transcript = wire.load(name)
     events = [event for event in transcript.body.split(b"\n\n") if event]
-    tally = Tally()
+    tokens = TokenUsage()
     count = len({choice.get("index") for sent in transcript.payloads for choice in sent["choices"]})
-    out, forwarding = forwarded(transcript.body, choices=count, tally=tally)
+    out, forwarding = forwarded(transcript.body, choices=count, tokens=tokens)
     assert forwarding.finished and forwarding.ended and out.endswith(DONE)
     after = out.split(b"\n\n")[:-1]
     assert len(after) == len(events)
@@ -50,17 +50,17 @@ def test_a_recorded_stream_comes_out_byte_for_byte_but_for_the_second_name_of_re
             assert got == sent
     counted = [sent["usage"] for sent in transcript.payloads if sent.get("usage")]
     expected = (counted[-1]["prompt_tokens"], counted[-1]["completion_tokens"]) if counted else (0, 0)
-    assert (tally.prompt_tokens, tally.completion_tokens) == expected
+    assert (tokens.prompt_tokens, tokens.completion_tokens) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if b'"choices":[]' in wire.load(name).body])
 def test_a_usage_chunk_that_was_not_asked_for_is_kept_back_and_counted(name):
     transcript = wire.load(name)
-    tally = Tally()
-    out, _ = forwarded(transcript.body, usage=False, tally=tally)
+    tokens = TokenUsage()
+    out, _ = forwarded(transcript.body, usage=False, tokens=tokens)
     assert len(out.split(b"\n\n")) == len(forwarded(transcript.body)[0].split(b"\n\n")) - 1
     assert b'"choices":[]' not in out
-    assert tally.completion_tokens == transcript.payloads[-1]["usage"]["completion_tokens"] > 0
+    assert tokens.completion_tokens == transcript.payloads[-1]["usage"]["completion_tokens"] > 0
 
 
 @pytest.mark.parametrize("name", sorted(set(STREAMS) - set(WHOLE)))
@@ -80,7 +80,7 @@ def chunk(delta='{"content":"x"}', index=0, reason="null", rest=""):
 
 
 def feed(data, forwarding=None):
-    return fed(encode(data), forwarding or Forwarding(1, True, Tally()))
+    return fed(encode(data), forwarding or Forwarding(1, True, TokenUsage()))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_an_event_without_data_is_none():
 
 def test_what_came_before_an_error_leaves_before_it_is_raised():
     block = encode(chunk()) + encode('{"error":{"message":"no","code":400}}')
-    forwarding = Forwarding(1, True, Tally())
+    forwarding = Forwarding(1, True, TokenUsage())
     assert forwarding.feed(block) == encode(chunk())
     assert isinstance(forwarding.failure, BadRequestError)
 
@@ -171,13 +171,13 @@ def test_what_came_before_an_error_leaves_before_it_is_raised():
 @pytest.mark.parametrize("end", ['"finish_reason":""', '"finish_reason": ""', '"stop_reason":"","finish_reason":""'])
 def test_an_empty_reason_is_no_finish_and_leaves_as_null(end):
     data = '{"choices":[{"index":0,"delta":{"content":"a \\"finish_reason\\":\\"\\""},%s}]}'
-    forwarding = Forwarding(1, True, Tally())
+    forwarding = Forwarding(1, True, TokenUsage())
     assert feed(data % end, forwarding) == encode(data % end.replace(' ""', '""').replace('""', "null"))
     assert not forwarding.finished
 
 
 def test_choices_end_one_by_one():
-    forwarding = Forwarding(2, True, Tally())
+    forwarding = Forwarding(2, True, TokenUsage())
     for index, done in ((0, False), (0, False), (1, True)):
         feed(chunk("{}", index, '"stop"'), forwarding)
         assert forwarding.finished is done
@@ -185,10 +185,10 @@ def test_choices_end_one_by_one():
 
 
 def test_usage_stays_on_chunks_that_carry_more():
-    tally = Tally()
+    tokens = TokenUsage()
     data = chunk(rest=',"usage":{"prompt_tokens":3,"completion_tokens":1}')
-    assert feed(data, Forwarding(1, False, tally)) == encode(data)
-    assert (tally.prompt_tokens, tally.completion_tokens) == (3, 1)
+    assert feed(data, Forwarding(1, False, tokens)) == encode(data)
+    assert (tokens.prompt_tokens, tokens.completion_tokens) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_usage_stays_on_chunks_that_carry_more():
     ],
 )
 def test_tally(usages, counts):
-    tally = Tally()
+    tokens = TokenUsage()
     for usage in usages:
-        tally.take(usage)
-    assert (tally.prompt_tokens, tally.completion_tokens) == counts
+        tokens.take(usage)
+    assert (tokens.prompt_tokens, tokens.completion_tokens) == counts
 
 
 PARTS = st.sampled_from(['{"id":"c",', '"choices":[', '{"index":0,', '"delta":', '{"reasoning":"r"}', '{"content":"c"}',
@@ -298,7 +298,7 @@ def test_comments_pass(comment):
 
 
 def test_a_comment_need_not_wait_for_its_blank_line():
-    out = Forwarding(1, True, Tally())
+    out = Forwarding(1, True, TokenUsage())
     assert out.feed(b": a\n") == b": a\n\n"
     assert out.feed(b"\n") == b""
     assert out.feed(line(chunk())) == line(chunk())
@@ -310,7 +310,7 @@ def test_nothing_follows_the_end_mark():
 
 
 def test_an_event_without_end_is_not_kept_for_ever():
-    forwarding = Forwarding(1, True, Tally())
+    forwarding = Forwarding(1, True, TokenUsage())
     with pytest.raises(ResponseDecodeError, match="an event of the stream is longer than 41943040 bytes"):
         for _ in range(50):
             assert forwarding.feed(b"x" * 1000000) == b""

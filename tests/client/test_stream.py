@@ -21,7 +21,7 @@ from vllm_bridge import (
     Stream,
     VLLMProvider,
 )
-from vllm_bridge.api.decoding import Tally
+from vllm_bridge.api.decoding import TokenUsage
 from vllm_bridge.api.forwarding import Forwarding
 from vllm_bridge.client.stream import GRACE, KEEP_ALIVE, Limits, Progress, items_of
 
@@ -210,7 +210,7 @@ def test_comments_and_unfinished_events_do_not_prolong_the_wait(monkeypatch):
 
 
 @pytest.mark.parametrize("comment", [b": keep-alive\n\n", b":\n\n", b": a\r\n\r\n", b":x\n", b":\n:y\n"])
-@pytest.mark.parametrize("reader", [Words, lambda: Forwarding(1, True, Tally())])
+@pytest.mark.parametrize("reader", [Words, lambda: Forwarding(1, True, TokenUsage())])
 def test_before_the_first_event_a_comment_is_a_sign_of_life(monkeypatch, comment, reader):
     clock = [100.0]
 
@@ -261,7 +261,7 @@ def test_our_own_comments_do_not_prolong_the_wait(monkeypatch):
 
 
 @pytest.mark.parametrize("mark", ["[DONE]", " [DONE]", "[DONE]  ", "\t[DONE] "])
-@pytest.mark.parametrize("reader", [Words, lambda: Forwarding(1, True, Tally())])
+@pytest.mark.parametrize("reader", [Words, lambda: Forwarding(1, True, TokenUsage())])
 def test_the_end_mark_may_have_spaces_around_it(mark, reader):
     source, stream = stream_of(data("{}", mark, "after"), data("never read"), reader=reader())
     assert list(stream)[-1] in ("held back", b"data: {}\n\ndata: [DONE]\n\n")

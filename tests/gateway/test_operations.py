@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 import pytest
 
 import wire
-from vllm_bridge.api.decoding import Tally
+from vllm_bridge.api.decoding import TokenUsage
 from vllm_bridge.client.options import Trace
 from vllm_bridge.errors import BadRequestError
 from vllm_bridge.gateway.operations import OPERATIONS, Asked, Opened, _count
@@ -23,19 +23,19 @@ def responses(*given: Dict[str, Any]) -> Any:
 
 def test_usage_is_read_from_the_bytes_of_a_recorded_reply() -> None:
     recorded = wire.load("chat_plain")
-    tally = Tally()
-    _count(json.dumps(recorded.json, separators=(",", ":")).encode(), tally)
+    tokens = TokenUsage()
+    _count(json.dumps(recorded.json, separators=(",", ":")).encode(), tokens)
     usage = recorded.json["usage"]
-    assert (tally.prompt_tokens, tally.completion_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
+    assert (tokens.prompt_tokens, tokens.completion_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
 
 
 @pytest.mark.parametrize("body", [
     b"", b"{}", b'{"usage":null}', b'{"content":"\\"usage\\":{\\"prompt_tokens\\":5}"}', b'{"usage":{}}',
 ])
 def test_a_reply_without_usage(body: bytes) -> None:
-    tally = Tally()
-    _count(body, tally)
-    assert (tally.prompt_tokens, tally.completion_tokens) == (0, 0)
+    tokens = TokenUsage()
+    _count(body, tokens)
+    assert (tokens.prompt_tokens, tokens.completion_tokens) == (0, 0)
 
 
 def test_the_events_of_responses_and_their_error() -> None:

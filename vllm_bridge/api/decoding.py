@@ -27,7 +27,7 @@ __all__ = [
     "CompletionChunks",
     "Ends",
     "ResponsesReader",
-    "Tally",
+    "TokenUsage",
     "TranscriptionReader",
     "aborted",
     "payload_of",
@@ -324,7 +324,7 @@ def _string(fields: Dict[str, Any], name: str, text: str) -> str:
     return value or ""
 
 
-class Tally:
+class TokenUsage:
     """What a call's reply said of itself: the tokens counted by the server."""
 
     def __init__(self) -> None:

@@ -9,12 +9,12 @@ import re
 from typing import List, Optional
 
 from .chat import normalise_chunk
-from .decoding import Ends, Tally, aborted, payload_of
+from .decoding import Ends, TokenUsage, aborted, payload_of
 from .folding import is_finish
 from ..errors import BridgeError, ResponseDecodeError
 from ..sse import MAX_EVENT, Event, EventDecoder, LineDecoder, encode
 
-__all__ = ["Forwarding", "Tally"]
+__all__ = ["Forwarding", "TokenUsage"]
 
 DONE = b"data: [DONE]\n\n"
 
@@ -38,14 +38,14 @@ class Forwarding:
     nothing else is kept from it: it was asked for to count tokens.
     """
 
-    def __init__(self, choices: int, usage: bool, tally: Tally) -> None:
+    def __init__(self, choices: int, usage: bool, tokens: TokenUsage) -> None:
         self.finished = False  # all choices have come to their end
         self.ended = False  # [DONE] has come
         self.failure: Optional[BridgeError] = None
         self.events = 0  # how many have come
         self._ends = Ends(choices)
         self._usage = usage
-        self._tally = tally
+        self._tokens = tokens
         self._held = bytearray()  # an event that is not whole yet
         self._lines = LineDecoder()
         self._events = EventDecoder()
@@ -141,7 +141,7 @@ class Forwarding:
                 self.finished = self._ends.all
         usage = payload.get("usage")
         if usage:
-            self._tally.take(usage)
+            self._tokens.take(usage)
             if not choices and not self._usage:
                 return b""
         if '"reasoning' in event.data and normalise_chunk(payload):

@@ -31,7 +31,7 @@ class ToolCalls:
         self._of_place: Dict[int, int] = {}  # and that of a place in the list
         self._of_id: Dict[Tuple[Optional[int], str], int] = {}  # by index and id, and by id alone
         self._place = 0
-        self._told: Set[int] = set()  # the calls that the delta at hand has told of
+        self._in_delta: Set[int] = set()  # the calls that the delta at hand has told of
 
     def number(self, fragment: Dict[str, Any], place: int) -> int:
         """Return the call that a fragment belongs to: its index where that is free, else the next number.
@@ -45,7 +45,7 @@ class ToolCalls:
         function = function if isinstance(function, dict) else {}
         name, arguments = _word(function.get("name")), arguments_text(function.get("arguments"))
         if place <= self._place:
-            self._told.clear()
+            self._in_delta.clear()
         self._place = place
         number = self._of_id.get((index, call_id)) if call_id else None
         if number is None:
@@ -61,7 +61,7 @@ class ToolCalls:
         if call_id:
             self._of_id.setdefault((index, call_id), number)
             self._of_id.setdefault((None, call_id), number)
-        self._told.add(number)
+        self._in_delta.add(number)
         return number
 
     def _begins(self, number: int, index: Optional[int], call_id: str, name: str, arguments: str) -> bool:
@@ -69,7 +69,7 @@ class ToolCalls:
         call = self._calls[number]
         if not call_id or not call.id:
             return call.complete() and arguments.lstrip().startswith("{")
-        if index is None or number in self._told or call.complete():
+        if index is None or number in self._in_delta or call.complete():
             return True
         return name != call.name and bool(call.name) and not call.open()
 

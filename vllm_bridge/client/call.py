@@ -26,7 +26,7 @@ from ..http1.wait import has_left
 from ..version import USER_AGENT
 from .fleet import Fleet
 from .options import Options, joined
-from .reply import Call, OpenReply, Reply, told
+from .reply import Call, OpenReply, Reply, with_origin
 from .retry import RetryPolicy, never_sent, parse_retry_after, still_working
 from .session import Transport
 from .stream import KEEP_ALIVE, Limits, Progress, Reader, Stream, items_of
@@ -80,7 +80,9 @@ class Caller:
             reply = yield from _opened(self.transport.open, call, options.keep_alive_interval)
             if options.trace is not None:
                 options.trace.status, options.trace.request_id = reply.status, reply.request_id
-            items = items_of(reply, reader(), limits, progress, lambda error: told(error, call, reply.request_id))
+            items = items_of(
+                reply, reader(), limits, progress, lambda error: with_origin(error, call, reply.request_id)
+            )
             for item in items:
                 if progress.begun:
                     return chain((item,), items)
@@ -105,7 +107,7 @@ class Caller:
                 trace.status, trace.request_id = reply.status, reply.request_id
             return reply
         except BridgeError as error:
-            told(error, call)
+            with_origin(error, call)
             raise
 
     def _attempts(
@@ -144,7 +146,7 @@ class Caller:
             except BridgeError as error:
                 if attempts is None:
                     attempts = _Attempts(self.network, fleet, model, options)
-                told(error, call)
+                with_origin(error, call)
                 if trace is not None:
                     trace.status, trace.request_id = error.status_code, error.request_id
                 pause = attempts.failed(key, error)

@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, TypeVar
 
-from ..api.decoding import Tally
+from ..api.decoding import TokenUsage
 from ..config.environment import check_headers
 from ..config.settings import Key
 from ..config.validate import normalise_timeout, number, whole
@@ -17,7 +17,7 @@ _KNOWN = {"x-request-id": "X-Request-Id", "host": "Host"}  # the parts of this p
 T = TypeVar("T")
 
 
-class Trace(Tally):
+class Trace(TokenUsage):
     """What became of a call: filled in while it runs, a stream's at its end, for whoever logs or counts.
 
     `status` is the HTTP status of the last reply, or the one that an error in it stands for; ``None`` without a reply.

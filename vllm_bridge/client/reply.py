@@ -20,7 +20,7 @@ from ..http1.head import ProtocolError
 from ..http1.limits import TimedOut
 from ..http1.wait import Client
 
-__all__ = ["Call", "MAX_BODY", "OpenReply", "Reply", "told"]
+__all__ = ["Call", "MAX_BODY", "OpenReply", "Reply", "with_origin"]
 
 T = TypeVar("T")
 
@@ -89,10 +89,10 @@ class Reply(NamedTuple):
     def tell(self, error: BridgeError) -> None:
         """Complete an error that came out of the body."""
         if self.call is not None:
-            told(error, self.call, self.request_id)
+            with_origin(error, self.call, self.request_id)
 
 
-def told(error: BridgeError, call: Call, request_id: Optional[str] = None) -> None:
+def with_origin(error: BridgeError, call: Call, request_id: Optional[str] = None) -> None:
     """Complete an error: where it is from, no secret in what it quotes, and no more of that than is to be shown."""
     if error.url is None:
         error.url = call.url

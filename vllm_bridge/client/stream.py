@@ -182,11 +182,11 @@ def items_of(
     reader: Union[Reader[Any], Forwarding],
     limits: Limits,
     progress: Progress,
-    told: Callable[[BridgeError], object],
+    complete: Callable[[BridgeError], object],
 ) -> Generator[Any, None, None]:
     """Yield the items of an open reply, and as `bytes` the comments between them where `limits` ask for them.
 
-    Raises the error that the body tells of at once if it is no event stream. `told` completes errors.
+    Raises the error that the body tells of at once if it is no event stream. `complete` says where an error is from.
     """
     progress.source = source
     try:
@@ -198,12 +198,12 @@ def items_of(
         if not ended:
             raise _incomplete("the stream ended without a finish reason or [DONE]", reader, source)
     except APIConnectionError as error:
-        told(error)
+        complete(error)
         if isinstance(error, APITimeoutError):
             raise
         raise _incomplete("the stream broke off: %s" % error.message, reader, source) from error
     except BridgeError as error:
-        told(error)
+        complete(error)
         raise
     finally:
         source.close()

@@ -186,7 +186,7 @@ class Gateway:
             if known is None:
                 raise
             body = known
-        return self._carried_out(request, entry, operation, body, data)
+        return self._carry_out(request, entry, operation, body, data)
 
     def _form(self, request: Request, entry: Entry) -> Answer:
         if "content-encoding" in request.fields:
@@ -203,12 +203,12 @@ class Gateway:
         try:
             for block in request.body.blocks(self.settings.max_body):
                 reader.feed(block)
-            return self._carried_out(
+            return self._carry_out(
                 request, entry, OPERATIONS[entry.operation], audio.from_form(reader.finish()), None)
         finally:
             reader.close()
 
-    def _carried_out(
+    def _carry_out(
         self, request: Request, entry: Entry, operation: Operation, body: Dict[str, Any], data: Optional[bytes]
     ) -> Answer:
         asked_for = body.get("model")
@@ -291,7 +291,7 @@ class Gateway:
         try:
             self.provider.with_options(timeout=_READY_WITHIN, deadline=_READY_WITHIN, max_retries=0).list_models()
         except BridgeError as error:
-            return _json(503, {"status": "unavailable", "error": self._errors.told(entry, error)[1]["error"]})
+            return _json(503, {"status": "unavailable", "error": self._errors.payload(entry, error)[1]["error"]})
         return Answer(200, _JSON, b'{"status":"ready"}')
 
     def _metrics(self, request: Request, entry: Entry) -> Answer:

@@ -84,7 +84,7 @@ class Errors:
 
     def answer(self, entry: Entry, error: BridgeError) -> Answer:
         """Return the answer that tells of an error."""
-        status, payload = self.told(entry, error)
+        status, payload = self.payload(entry, error)
         fields: List[Tuple[str, str]] = [("Content-Type", "application/json")]
         if error.retry_after is not None:
             fields.append(("Retry-After", "%d" % math.ceil(error.retry_after)))
@@ -96,7 +96,7 @@ class Errors:
             payload["type"] = "error"  # as Anthropic's clients expect it
         return Answer(status, fields, to_json(payload))
 
-    def told(self, entry: Entry, error: BridgeError) -> Tuple[int, Dict[str, Any]]:
+    def payload(self, entry: Entry, error: BridgeError) -> Tuple[int, Dict[str, Any]]:
         """Return the status and the payload that tell a client of an error, and log what the operator has to know."""
         redirected = error.status_code is not None and 300 <= error.status_code < 400
         if redirected or isinstance(error, (APIConnectionError, IncompleteStreamError)):

@@ -4,7 +4,7 @@ import re
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from ..api.body import object_of, to_json
-from ..api.decoding import Tally
+from ..api.decoding import TokenUsage
 from ..api.forwarding import DONE
 from ..client.options import Trace
 from ..client.reply import Reply
@@ -91,7 +91,7 @@ def _forwarded(operation: str) -> Callable[[Asked], Answer]:
     return answer
 
 
-def _count(body: bytes, tally: Tally) -> None:
+def _count(body: bytes, tokens: TokenUsage) -> None:
     """Read the usage from a reply's bytes; inside a string its quotes would be escaped."""
     at = body.rfind(b'"usage":{')
     if at < 0:
@@ -100,9 +100,9 @@ def _count(body: bytes, tally: Tally) -> None:
             return
     for name, digits in _COUNT.findall(body, at, at + 1000):
         if name == b"prompt":
-            tally.prompt_tokens = int(digits)
+            tokens.prompt_tokens = int(digits)
         else:
-            tally.completion_tokens = int(digits)
+            tokens.completion_tokens = int(digits)
 
 
 def passed_fields(reply: Reply) -> List[Tuple[str, str]]:

@@ -118,5 +118,5 @@ class Streamed:
             told = self._errors.ours(self._entry, final, self._request.stopping())
             if isinstance(told, RequestCancelledError):
                 return b""
-            self._entry.status, payload = self._errors.told(self._entry, told)
+            self._entry.status, payload = self._errors.payload(self._entry, told)
             return self._opened.failure(payload["error"])
