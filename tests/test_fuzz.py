@@ -424,7 +424,7 @@ class Upstream(VLLMProvider):
     """A provider whose servers answer what the test wants, without a network."""
 
     def __init__(self):
-        super().__init__("http://server.example")
+        super().__init__("http://127.0.0.1:1", max_retries=0)  # lists of models: nobody is there
         self.body = b"{}"
         self.pieces = []
 

@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+import requests
 import wire
 from scripted import Scripted, answer, steps
 
@@ -74,12 +75,12 @@ def streams(transcript, operation):
     return operation in STREAMED and bool(transcript.streams or asked or form.get("stream") == "true")
 
 
-def replay(transcript, operation, lean):
+def replay(transcript, operation, session):
     """Call the operation; return (what it returned or yielded, the error that it raised)."""
     given, items = fields_of(transcript, operation), []
     with Scripted(steps(transcript)) as server:
-        config = ProviderConfig(NetworkConfig(server.url, lean_http=lean, max_retries=0), native_responses=True)
-        with VLLMProvider(config=config, timeout=(5, 0.4 if transcript.end == "recorder timeout" else 20)) as vllm:
+        config = ProviderConfig(NetworkConfig(server.url, max_retries=0), native_responses=True)
+        with VLLMProvider(config=config, session=session, timeout=(5, 0.4 if transcript.end == "recorder timeout" else 20)) as vllm:
             try:
                 if streams(transcript, operation):
                     with getattr(vllm, operation + "_stream")(**given) as stream:
@@ -104,19 +105,20 @@ def framing(name):
     return operation_of(transcript), transcript.status_line, transcript.end, bool(transcript.frames), fields
 
 
-# Every recording over the project's own way of sending; over requests one of each framing.
+# Every recording over our own connections; over a caller's session, and urllib3's, one of each framing.
 FRAMINGS = {framing(name): name for name in REPLAYED}
 REPLAYS = [(name, True) for name in REPLAYED] + [
     (name, False) for name in REPLAYED if LONG or name == FRAMINGS[framing(name)]]
 
 
 @pytest.mark.filterwarnings("ignore:guided_:DeprecationWarning")
-@pytest.mark.parametrize("name, lean", REPLAYS, ids=["%s-%s" % (name, "lean" if lean else "requests")
-                                                     for name, lean in REPLAYS])
-def test_replay(name, lean):
+@pytest.mark.parametrize("name, own", REPLAYS, ids=["%s-%s" % (name, "own" if own else "session")
+                                                    for name, own in REPLAYS])
+def test_replay(name, own):
     transcript = ALL[name]
     operation = operation_of(transcript)
-    result, error = replay(transcript, operation, lean)
+    with requests.Session() as session:
+        result, error = replay(transcript, operation, None if own else session)
     if name in REFUSED:
         assert type(error) is BadRequestError and error.url is None
     elif not transcript.status_line:

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+import requests
 
 from scripted import LAST_CHUNK, SSE_HEAD, Scripted, delta, event
 from vllm_bridge import (
@@ -373,13 +374,14 @@ def test_a_converted_stream_closes_what_is_under_it_and_hands_its_errors_on():
     assert "close" in source.ended
 
 
-@pytest.fixture(params=[True, False], ids=["lean", "urllib3"])
-def lean(request):
-    return request.param
+@pytest.fixture(params=[True, False], ids=["own connections", "a caller's session"])
+def session(request):
+    with requests.Session() as session:
+        yield None if request.param else session
 
 
-def provider_for(server, lean):
-    return VLLMProvider(config=ProviderConfig(NetworkConfig(server.url, lean_http=lean, max_retries=0)))
+def provider_for(server, session):
+    return VLLMProvider(config=ProviderConfig(NetworkConfig(server.url, max_retries=0)), session=session)
 
 
 def settled(server):
@@ -392,8 +394,8 @@ def settled(server):
 
 @pytest.mark.parametrize("script", [ENDLESS, WAITING], ids=["while it comes", "while it is silent"])
 @pytest.mark.parametrize("how", ["close", "with", "del", "break"])
-def test_leaving_a_stream_reaches_the_server(lean, script, how):
-    with Scripted(script) as server, provider_for(server, lean) as provider:
+def test_leaving_a_stream_reaches_the_server(session, script, how):
+    with Scripted(script) as server, provider_for(server, session) as provider:
         start = time.monotonic()
         if how == "break":
             for _ in provider.chat_completion_stream(**ASK):
@@ -412,14 +414,14 @@ def test_leaving_a_stream_reaches_the_server(lean, script, how):
         assert time.monotonic() - start < 5
 
 
-def test_a_stream_that_nobody_reads_is_closed_too(lean):
-    with Scripted(ENDLESS) as server, provider_for(server, lean) as provider:
+def test_a_stream_that_nobody_reads_is_closed_too(session):
+    with Scripted(ENDLESS) as server, provider_for(server, session) as provider:
         provider.chat_completion_stream(**ASK)
         assert settled(server)
 
 
-def test_another_thread_may_close_a_stream_whose_reader_waits(lean):
-    with Scripted(WAITING) as server, provider_for(server, lean) as provider:
+def test_another_thread_may_close_a_stream_whose_reader_waits(session):
+    with Scripted(WAITING) as server, provider_for(server, session) as provider:
         stream = provider.chat_completion_stream(**ASK)
         assert next(stream).text == "x"
         caught = []
@@ -439,9 +441,9 @@ def test_another_thread_may_close_a_stream_whose_reader_waits(lean):
         assert caught == [[]] or isinstance(caught[0], RequestCancelledError)
 
 
-def test_closing_from_many_threads_while_it_is_read(lean):
+def test_closing_from_many_threads_while_it_is_read(session):
     script = ["request", SSE_HEAD, ("repeat", event(delta("x")), 0.0)]
-    with Scripted(script) as server, provider_for(server, lean) as provider:
+    with Scripted(script) as server, provider_for(server, session) as provider:
         for _ in range(10):
             stream = provider.chat_completion_stream(**ASK)
             caught = []
@@ -467,9 +469,9 @@ def test_closing_from_many_threads_while_it_is_read(lean):
             assert all(isinstance(error, RequestCancelledError) for error in caught), caught
 
 
-def test_a_read_stream_leaves_nothing_to_close(lean):
+def test_a_read_stream_leaves_nothing_to_close(session):
     good = ["request", SSE_HEAD, event(delta("good", "stop")), event("[DONE]"), LAST_CHUNK, "again"]
-    with Scripted(good) as server, provider_for(server, lean) as provider:
+    with Scripted(good) as server, provider_for(server, session) as provider:
         with provider.chat_completion_stream(**ASK) as stream:
             assert [chunk.text for chunk in stream] == ["good"]
         stream.close()
