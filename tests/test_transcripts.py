@@ -80,7 +80,8 @@ def replay(transcript, operation, session):
     given, items = fields_of(transcript, operation), []
     with Scripted(steps(transcript)) as server:
         config = ProviderConfig(NetworkConfig(server.url, max_retries=0), native_responses=True)
-        with VLLMProvider(config=config, session=session, timeout=(5, 0.4 if transcript.end == "recorder timeout" else 20)) as vllm:
+        patience = 0.4 if transcript.end == "recorder timeout" else 20
+        with VLLMProvider(config=config, session=session, timeout=(5, patience)) as vllm:
             try:
                 if streams(transcript, operation):
                     with getattr(vllm, operation + "_stream")(**given) as stream:

@@ -88,6 +88,7 @@ class RawBody:
         if not block:
             if getattr(below, "length", None):
                 raise HungUp("%d bytes are missing" % below.length)
+            below.close()  # its read1 does not, at the end of a known length (Python 3.8)
             raw.release_conn()
         return block
 
