@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple
 
 from .api import completions
 from .client.call import Caller, Wire
-from .client.options import Options
+from .client.options import Options, Trace, joined
 from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, TokenUsage, TranscriptionReader
 from .api.forwarding import Forwarding
 from .config.file import provider_config
@@ -31,6 +31,7 @@ from .api.records import (
     TranscriptionEvent,
 )
 from .client.reply import Reply
+from .http1.wait import Client
 from .client.stream import Reader, Stream
 from .api.body import Written, as_written, merged, object_of, to_json
 
@@ -140,6 +141,18 @@ class BaseOpenAIProvider:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._options = self._options.changed(**options)
+        return other
+
+    def for_request(self: Self, client: Client, trace: Trace, headers: Dict[str, str]) -> Self:
+        """Return a copy for one request of a gateway; its `headers` are such as HTTP allows, and win over all others.
+
+        `client` and `trace` are those of `with_options`.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        if self._options.headers:
+            headers = joined(self._options.headers, headers)
+        other._options = self._options.replaced({"client": client, "trace": trace, "headers": headers})
         return other
 
     def __copy__(self: Self) -> Self:

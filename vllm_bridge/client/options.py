@@ -82,9 +82,7 @@ class Options:
 
     def changed(self, **changes: Any) -> "Options":
         """Return these settings with some others in their place; raise `ConfigError` for what is none."""
-        other = object.__new__(Options)
-        state = other.__dict__
-        state.update(self.__dict__)
+        state: Dict[str, Any] = {}
         for name, value in changes.items():
             if type(value) is _KINDS.get(name):
                 state[name] = value
@@ -96,6 +94,12 @@ class Options:
                 state[name] = (self.timeout[0], None)
             elif name not in ("headers", "max_retries"):  # those two stay as they are
                 state[name] = None
+        return self.replaced(state)
+
+    def replaced(self, state: Dict[str, Any]) -> "Options":
+        """Return these settings with others in their place that need no look at them."""
+        other = object.__new__(Options)
+        other.__dict__.update(self.__dict__, **state)
         return other
 
     def __repr__(self) -> str:

@@ -242,21 +242,12 @@ class Gateway:
         """Return the provider for one request: who waits for it, where it is noted, the headers that are passed on."""
         fields = request.fields
         headers = {"X-Request-Id": entry.id}
-        options: Dict[str, Any] = {"headers": headers, "client": request.gone, "trace": entry.trace}
         if not _PASSED.keys().isdisjoint(fields):
             headers.update((_PASSED[name], value) for name, value in fields.items() if name in _PASSED)
+        provider = self._provider
         if _OWN in "\n".join(fields):  # no loop over all headers for those that hardly anybody sends
-            for name, value in fields.items():
-                if name == "x-bf-api-key-id":
-                    options["key_id"] = value
-                elif name == "x-bf-api-key":
-                    options["key_name"] = value
-                elif name.startswith(_EXTRA) and name[len(_EXTRA):] not in _REFUSED and "_" not in name:
-                    headers[name[len(_EXTRA):]] = value
-        try:
-            return self._provider.with_options(**options)
-        except ConfigError as error:
-            raise invalid(error.message) from None
+            provider = _as_told(provider, fields, headers)
+        return provider.for_request(request.gone, entry.trace, headers)
 
     # ------------------------------------------------------------ models
 
@@ -309,6 +300,24 @@ class Gateway:
             "this gateway does not translate Anthropic's API, and vLLM speaks it itself: set ANTHROPIC_BASE_URL to the "
             "address of the vLLM server"
         )
+
+
+def _as_told(
+    provider: BaseOpenAIProvider, fields: Dict[str, str], headers: Dict[str, str]
+) -> BaseOpenAIProvider:
+    """Return the provider as a client's x-bf-... headers have it: the key to use, and headers beside others."""
+    options: Dict[str, Any] = {"headers": dict(headers)}
+    for name, value in fields.items():
+        if name == "x-bf-api-key-id":
+            options["key_id"] = value
+        elif name == "x-bf-api-key":
+            options["key_name"] = value
+        elif name.startswith(_EXTRA) and name[len(_EXTRA):] not in _REFUSED and "_" not in name:
+            options["headers"][name[len(_EXTRA):]] = value
+    try:
+        return provider.with_options(**options)
+    except ConfigError as error:
+        raise invalid(error.message) from None
 
 
 def _json(status: int, payload: Dict[str, Any]) -> Answer:
