@@ -341,6 +341,8 @@ def test_text_becomes_text(body, content_type, asked):
     (b"[1]", "application/json", "json", "must be an object, got list"),
     (b"{}", "application/json", "json", "no answer to transcription: {}"),
     (b'{"object": "list", "data": []}', "application/json", "text", "no answer to transcription"),
+    (b'{"text": null}', "application/json", "json", "no answer to transcription"),
+    (b'{"text": 5}', "application/json", "json", "no answer to transcription"),
     (b"caf\xe9", "text/plain", "text", "not UTF-8: byte 3"),
 ])
 def test_replies_that_are_none(body, content_type, asked, message):

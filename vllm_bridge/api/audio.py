@@ -228,6 +228,6 @@ def result(body: bytes, content_type: str, response_format: Any = None) -> Dict[
     if not isinstance(payload, dict):
         raise ResponseDecodeError("transcription reply must be an object, got %s" % type(payload).__name__,
                                   payload=payload)
-    if "text" not in payload:
+    if not isinstance(payload.get("text"), str):
         raise undecodable("the server sent no answer to transcription", text, payload=payload)
     return payload
