@@ -9,14 +9,8 @@ from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, TokenUs
 from .api.forwarding import Forwarding
 from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig
-from .errors import (
-    APIStatusError,
-    BadRequestError,
-    BridgeError,
-    ConfigError,
-    ResponseDecodeError,
-    UnsupportedOperationError,
-)
+from .errors import APIStatusError, BadRequestError, BridgeError, ConfigError
+from .errors import ResponseDecodeError, UnsupportedOperationError
 from .api.records import (
     ChatCompletion,
     ChatCompletionChunk,

@@ -500,6 +500,7 @@ def test_a_choice_of_a_hosted_tool_is_left_out_with_a_warning():
         ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice.name"),
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.tools"),
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "tools": [1]}}, "tool_choice.tools[0]"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": [{"type": []}]}}, "tool_choice.tools[0]"),
     ],
 )
 def test_tools_that_cannot_be_read_are_refused_where_they_are(body, param):

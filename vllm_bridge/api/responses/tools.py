@@ -151,14 +151,15 @@ class Toolbox:
             raise BadRequestError("tool_choice.tools must be a list of tools", param="tool_choice.tools")
         wanted = set()
         for position, tool in enumerate(tools):
-            if not isinstance(tool, dict):
-                where = "tool_choice.tools[%d]" % position
+            where = "tool_choice.tools[%d]" % position
+            kind = tool.get("type") if isinstance(tool, dict) else None
+            if not isinstance(kind, str):
                 raise BadRequestError("%s must be an object with a type" % where, param=where)
-            if tool.get("type") in ("function", "custom"):
-                wanted.add(self._find(tool, "tool_choice.tools[%d]" % position))
-            elif tool.get("type") in self._clients:
-                wanted.add(self._clients[tool["type"]])
-            elif tool.get("type") == "namespace":
+            if kind in ("function", "custom"):
+                wanted.add(self._find(tool, where))
+            elif kind in self._clients:
+                wanted.add(self._clients[kind])
+            elif kind == "namespace":
                 wanted.update(key for key, known in self.names.items() if known.namespace == tool.get("name"))
         self.chat = [tool for tool in self.chat if tool["function"]["name"] in wanted]
         return allowed.get("mode") or "auto"
