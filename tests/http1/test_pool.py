@@ -261,8 +261,10 @@ def test_a_host_that_is_none(pool: Pool, host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_lack_of_descriptors_is_this_machines_own(pool: Pool, host: str) -> None:
+    import gc
     import resource
 
+    gc.collect()
     with Scripted(["request", OK, "hold"]) as server:
         ask(pool, server).close()
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)

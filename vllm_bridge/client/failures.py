@@ -81,10 +81,8 @@ def cancelled_error(why: str, call: "Call") -> RequestCancelledError:
 
 def foreign_within(error: BaseException) -> Optional[BaseException]:
     """Return what a signal's handler raised while requests or urllib3 were at work, who wrap every OSError."""
-    for inner in _chain(error):
-        if not is_own(inner):
-            return inner
-    return None
+    found = [inner for inner in _chain(error) if not is_own(inner)]
+    return found[-1] if found else None  # urllib3 gives its own error the traceback of the one below
 
 
 def cause_of(error: BaseException, call: "Call") -> Optional[BaseException]:
@@ -214,6 +212,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         if not isinstance(inner, BaseException):
             inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
         inner = inner or error.__cause__
-        if inner is None and isinstance(error, _OF_HTTP):
+        if inner is None and isinstance(error, _OF_HTTP) and not error.__suppress_context__:
             inner = error.__context__  # of the socket's own error it may be what the caller was just handling
         error = inner  # type: ignore[assignment]
