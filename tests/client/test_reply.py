@@ -1,5 +1,7 @@
 """A reply read from the wire: blocks, whole bodies, ends, and the handle that breaks calls off."""
 
+import contextlib
+import gzip
 import threading
 import time
 
@@ -11,6 +13,7 @@ from vllm_bridge import (
     APIConnectionError,
     APITimeoutError,
     Cancellation,
+    InternalServerError,
     NetworkConfig,
     NotFoundError,
     RequestCancelledError,
@@ -19,6 +22,7 @@ from vllm_bridge import (
 from vllm_bridge.http1.connection import Exchange
 from vllm_bridge.http1.limits import Limits
 from vllm_bridge.config.settings import ProxyConfig
+from vllm_bridge.client import reply
 from vllm_bridge.client.reply import Call, Reply
 from vllm_bridge.client.session import Transport
 
@@ -161,3 +165,56 @@ def test_a_reply_that_ends_early_is_incomplete(transport):
         with pytest.raises(APIConnectionError, match="hung up without a complete reply") as caught:
             transport.send(call_to(server))
         assert caught.value.url == server.url + "/x"
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br"])
+def test_a_coding_that_nobody_asked_for_is_named(transport, encoding):
+    with Scripted(["request", answer(b"x", extra="Content-Encoding: %s\r\n" % encoding), "hold"]) as server:
+        with pytest.raises(ResponseDecodeError, match="Content-Encoding is %s, which nobody asked for" % encoding):
+            transport.send(call_to(server))
+        server.until("eof")
+
+
+def test_what_is_compressed_twice_is_unpacked(transport):
+    body = gzip.compress(gzip.compress(b"hello" * 1000))
+    with Scripted(["request", answer(body, extra="Content-Encoding: gzip, gzip\r\n"), "again"]) as server:
+        assert transport.send(call_to(server)).body == b"hello" * 1000
+
+
+def test_what_is_compressed_twice_has_a_limit(transport, monkeypatch):
+    monkeypatch.setattr(reply, "MAX_BODY", 1000000)
+    body = gzip.compress(gzip.compress(bytes(100000000), 1))
+    with Scripted(["request", answer(body, extra="Content-Encoding: gzip, gzip\r\n"), "hold"]) as server:
+        with pytest.raises(ResponseDecodeError, match="longer than 1000000 bytes"):
+            transport.send(call_to(server))
+
+
+@pytest.mark.parametrize("body", [
+    [("drip", b"slow " * 1000, 0.02)], [b"slow ", "hold"],
+    [("repeat", chunk(b"slow "), 0.01)],
+])
+def test_an_error_body_holds_nobody_up(transport, monkeypatch, body):
+    monkeypatch.setattr(reply, "_ERROR_SECONDS", 0.3)
+    head = b"HTTP/1.1 503 Busy\r\nContent-Type: text/plain\r\n"
+    framing = b"Transfer-Encoding: chunked\r\n\r\n" if body[0][0] == "repeat" else b"Content-Length: 9999\r\n\r\n"
+    with Scripted(["request", head + framing] + body) as server:
+        start = time.monotonic()
+        with pytest.raises(InternalServerError, match="slow") as caught:
+            transport.send(call_to(server))
+        assert time.monotonic() - start < 5 and caught.value.status_code == 503
+
+
+def test_a_silence_may_be_waited_out(transport):
+    with Scripted(["request", SSE_HEAD, chunk(b"one"), "go", chunk(b"two"), LAST_CHUNK, "hold"]) as server:
+        go = threading.Event()
+        server._do_go = lambda state: go.wait(10)
+        with contextlib.closing(transport.open(call_to(server))) as open_reply:
+            assert open_reply.read() == b"one"
+            open_reply.set_timeout(0.05)
+            for _ in range(2):
+                with pytest.raises(APITimeoutError) as caught:
+                    open_reply.read()
+                assert caught.value.code is None
+            go.set()
+            open_reply.set_timeout(10)
+            assert open_reply.read() == b"two" and open_reply.read() == b""

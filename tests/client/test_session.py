@@ -443,6 +443,19 @@ def test_an_odd_no_proxy_and_other_schemes_are_no_matter(monkeypatch, no_proxy, 
             assert text_of(provider) == "by proxy"
 
 
+@pytest.mark.parametrize("url", ["http://gpu.example", "https://gpu.example"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # http.client of 3.8 leaves a socket
+def test_a_proxy_that_wants_to_know_who_asks(url):
+    wants = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n"
+    with Scripted(["head", wants, "hold"]) as proxy:
+        with provider_for(url, ProxyConfig("http", proxy.url)) as provider:
+            with pytest.raises(APIConnectionError, match="proxy.*407") as caught:
+                text_of(provider)
+    assert caught.value.code == "connection_not_made" and caught.value.status_code is None
+    del caught, provider
+    gc.collect()
+
+
 @pytest.mark.parametrize("value", ["http://user:hun:ter2@[::1", "socks5://user:hunter2@proxy:1080", "http://:hunter2@"])
 def test_a_proxy_of_the_environment_that_cannot_be_used_is_named_without_its_password(monkeypatch, value):
     import traceback

@@ -147,7 +147,11 @@ class OpenReply:
 
     def decode(self, encoding: str) -> None:
         """Read what is below a Content-Encoding; raises ProtocolError for one that is not known here."""
-        self._content = decoded(self._body.read1, encoding)
+        try:
+            self._content = decoded(self._body.read1, encoding)
+        except ProtocolError:
+            self._body.close()
+            raise
         self._plain = False
 
     def read(self) -> bytes:

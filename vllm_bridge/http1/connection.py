@@ -128,7 +128,7 @@ class Connection:
         limits = exchange.limits
         tls = self._tls
         while True:
-            left = limits.left()
+            left = limits.silence if limits.deadline is None else limits.left()
             if (tls is None or not tls.pending()) and not wait.readable(self.socket, left, exchange.client):
                 raise limits.over()
             try:

@@ -21,21 +21,12 @@ _SLICE = 0.05  # seconds between two questions whether the client is still there
 _LONGEST = 86400.0  # seconds; more is for ever, for poll counts milliseconds in an int
 
 
-def readable(sock: socket.socket, seconds: Optional[float], client: Client = None) -> bool:
+def readable(sock: socket.socket, seconds: Optional[float], client: Client = None, writing: bool = False) -> bool:
     """Wait until `sock` can be read, has ended or failed; return False when `seconds` are over (``None``: for ever).
 
     `client` is who must still be there meanwhile: a socket, or a function that returns True once it has left. Raises
     `RequestCancelledError` when it has. A closed socket counts as readable: reading it says the rest.
     """
-    return _wait(sock, seconds, client, False)
-
-
-def writable(sock: socket.socket, seconds: Optional[float], client: Client = None) -> bool:
-    """Wait until `sock` has room, is connected or has failed; otherwise like `readable`."""
-    return _wait(sock, seconds, client, True)
-
-
-def _wait(sock: socket.socket, seconds: Optional[float], client: Client, writing: bool) -> bool:
     number = sock.fileno()
     kind: Any = getattr(select, "poll", None)  # not on Windows, nor under eventlet
     if number < 0 or kind is None:
@@ -53,9 +44,14 @@ def _wait(sock: socket.socket, seconds: Optional[float], client: Client, writing
         poll.register(other, select.POLLRDHUP)
     # A signal does not end the poll, and does not make it longer (PEP 475).
     ready = poll.poll(None if seconds is None or seconds > _LONGEST else max(0.0, seconds) * 1000)
-    if other >= 0 and any(each == other for each, _ in ready):
+    if ready and other >= 0 and (len(ready) == 2 or ready[0][0] == other):
         raise _left()
     return bool(ready)
+
+
+def writable(sock: socket.socket, seconds: Optional[float], client: Client = None) -> bool:
+    """Wait until `sock` has room, is connected or has failed; otherwise like `readable`."""
+    return readable(sock, seconds, client, True)
 
 
 def _in_slices(once: Callable[[float], Any], seconds: Optional[float], client: Client) -> bool:
