@@ -282,7 +282,8 @@ def test_a_form_that_says_nothing_of_streaming():
     assert transcription.from_form([Part("model", None, None, b"w")]) == {"model": "w"}
 
 
-@pytest.mark.parametrize("word, value", [(b"0", False), (b"no", False), (b" on", True), (b"maybe", "maybe")])
+@pytest.mark.parametrize("word, value", [(word.encode(), True) for word in "1 true True t y yes on".split()] + [
+    (word.encode(), False) for word in "0 false f n no off".split()] + [(b" on", True), (b"maybe", "maybe")])
 def test_stream_is_read_as_vllm_reads_it(word, value):
     assert transcription.from_form([Part("stream", None, None, word)])["stream"] == value
 

@@ -566,6 +566,18 @@ def test_a_trace_is_filled_after_every_call():
             assert (trace.prompt_tokens, trace.completion_tokens) == (5, 7), operation
 
 
+def test_a_trace_counts_the_tokens_of_a_native_stream_of_responses():
+    usage = {"input_tokens": 5, "output_tokens": 7, "total_tokens": 12}
+    events = [event({"type": "response.created", "response": {"id": "r"}}),
+              event({"type": "response.completed", "response": {"id": "r", "output": [], "usage": usage}})]
+    with Scripted(["request", SSE_HEAD] + events + [LAST_CHUNK]) as server:
+        config = ProviderConfig(NetworkConfig(server.url), native_responses=True)
+        with VLLMProvider(config=config) as provider:
+            trace = Trace()
+            assert len(list(provider.with_options(trace=trace).responses_stream(input="a"))) == 2
+    assert (trace.prompt_tokens, trace.completion_tokens, trace.events) == (5, 7, 2)
+
+
 def test_a_trace_tells_of_a_call_that_failed():
     with Scripted(["request", status(429, "X-Request-Id: r9\r\n"), "again"]) as server:
         with provider_for(server.url, max_retries=1) as provider:

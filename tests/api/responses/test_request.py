@@ -512,3 +512,19 @@ def test_the_request_is_not_changed():
     before = copy.deepcopy(body)
     to_chat(body)
     assert body == before
+
+
+def test_what_is_converted_does_not_go_up_under_its_old_name():
+    """vLLM would ignore or refuse the names of the Responses API in a chat request."""
+    body = chat(input="Hi", instructions="Be brief", max_output_tokens=5, reasoning={"effort": "low"}, text={},
+                tools=[], tool_choice="auto", include=[], truncation="disabled", temperature=0.5)
+    assert set(body) == {"model", "messages", "max_completion_tokens", "reasoning_effort", "temperature"}
+
+
+def test_what_is_not_given_is_echoed_as_openai_documents_its_defaults():
+    """OpenAI's reference, the Response object."""
+    echo = to_chat({"model": "m", "input": "Hi"})[1].echo
+    defaults = {"temperature": 1.0, "top_p": 1.0, "top_logprobs": 0, "truncation": "disabled", "tool_choice": "auto",
+                "parallel_tool_calls": True, "presence_penalty": 0.0, "frequency_penalty": 0.0, "instructions": None,
+                "max_output_tokens": None, "service_tier": "default"}
+    assert {name: echo[name] for name in defaults} == defaults
