@@ -1,6 +1,6 @@
 """The body of a response that requests has made: read block by block, whatever stands behind ``raw``."""
 
-import io
+import http.client
 import os
 import socket
 from typing import Any, Optional
@@ -21,9 +21,12 @@ class RawBody:
         self._response = response
         self._raw: Any = response.raw
         self._exchange = exchange
-        # Where urllib3's versions of today have the socket; without it each read takes the time that it takes.
-        self._sock: Any = getattr(getattr(self._raw, "_connection", None), "sock", None)
+        self._below: Any = getattr(self._raw, "_fp", None)  # http.client's response
+        self._buffer: Any = getattr(self._below, "fp", None)
+        # Where there is none each read takes the time that it takes.
+        self._sock: Any = getattr(getattr(self._buffer, "raw", None), "_sock", None)
         self._content: Optional[bytes] = response.content if response._content_consumed else None
+        self.resumes = self._sock is not None  # a read that took too long may be tried again
         if self._sock is not None:
             try:
                 exchange.hold(_Hold(self._sock))
@@ -60,19 +63,18 @@ class RawBody:
 
     def _has_come(self) -> bool:
         """Tell whether http.client has received what it has not yet given; the socket may have nothing more to say."""
-        below = getattr(self._raw, "_fp", None)
-        buffer = getattr(below, "fp", None)
-        if not isinstance(buffer, io.BufferedReader) or getattr(below, "length", None) == 0:
-            return True
+        below = self._below
+        if below.fp is None or below.length == 0:
+            return True  # it is at its end
         self._sock.settimeout(0)
         try:
-            ahead = buffer.peek(1)
+            ahead = self._buffer.peek(1)
         except (OSError, ValueError):
             return False
         finally:
             self._sock.settimeout(self._exchange.limits.left())
         # The line end after a chunk is not the next one.
-        return bool(ahead) and not (getattr(below, "chunk_left", None) == 0 and b"\r\n".startswith(ahead))
+        return bool(ahead) and not (below.chunk_left == 0 and b"\r\n".startswith(ahead))
 
     def _read(self, size: int) -> bytes:
         raw = self._raw
@@ -80,15 +82,14 @@ class RawBody:
             return raw.read(size) or b""
         if hasattr(raw, "read1"):  # urllib3 2.2 and newer
             return raw.read1(size, decode_content=False)
-        below: Any = getattr(raw, "_fp", None)
-        if not hasattr(below, "read1"):
+        if not isinstance(self._below, http.client.HTTPResponse):
             return raw.read(size, decode_content=False) or b""
         # urllib3 1.26 waits for whole chunks; http.client under it gives what is there.
-        block: bytes = below.read1(size)
+        block: bytes = self._below.read1(size)
         if not block:
-            if getattr(below, "length", None):
-                raise HungUp("%d bytes are missing" % below.length)
-            below.close()  # its read1 does not, at the end of a known length (Python 3.8)
+            if self._below.length:
+                raise HungUp("%d bytes are missing" % self._below.length)
+            self._below.close()  # its read1 does not, at the end of a known length (Python 3.8)
             raw.release_conn()
         return block
 

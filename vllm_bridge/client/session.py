@@ -118,7 +118,7 @@ class Transport:
             body = RawBody(response, exchange)
             headers = {name.lower(): value for name, value in response.headers.items()}
             reply = OpenReply(response.status_code, headers, body, exchange, call, self._failure)
-            reply.resumes = False
+            reply.resumes = body.resumes
             if body.decoded:
                 return reply
         if "content-encoding" in reply.headers:
