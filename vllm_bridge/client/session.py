@@ -33,16 +33,12 @@ __all__ = ["Transport"]
 class Transport:
     """The HTTP side of one provider.
 
-    With a call's own session its adapters, hooks, headers, cookies, auth, proxies and certificates are in
-    use, and its pool; the read timeout then bounds each wait of urllib3's, and a deadline or a cancellation takes hold
-    between two of them.
+    With a call's own session its adapters, hooks, headers, cookies, auth, proxies and certificates are in use, and its
+    pool; the read timeout then bounds each wait of urllib3's, and a deadline or a cancellation takes hold between two
+    of them.
     """
 
-    def __init__(
-        self,
-        network: NetworkConfig,
-        proxy: ProxyConfig,
-    ) -> None:
+    def __init__(self, network: NetworkConfig, proxy: ProxyConfig) -> None:
         self._network = network
         self._proxy = proxy
         self._routes: Dict[Tuple[str, str], _Route] = {}
@@ -93,7 +89,7 @@ class Transport:
         self._session().adapter.pool.tidy()
 
     def _opened(self, call: Call, exchange: Exchange) -> OpenReply:
-        response: Any = None
+        response: Any
         if exchange.cancelled is not None:
             raise HungUp(exchange.cancelled)
         if call.session is not None:
@@ -125,7 +121,7 @@ class Transport:
             reply.decode(reply.headers["content-encoding"])
         return reply
 
-    def _session(self) -> "OwnSession":
+    def _session(self) -> OwnSession:
         pid, session = self._own
         if pid != os.getpid():  # forked: the parent's sockets are not ours to use
             session.close()  # only this process's descriptors
@@ -133,7 +129,7 @@ class Transport:
             self._own = os.getpid(), session
         return session
 
-    def _new_session(self) -> "OwnSession":
+    def _new_session(self) -> OwnSession:
         session = OwnSession(self._network, self._verify)
         weakref.finalize(self, session.close)
         return session

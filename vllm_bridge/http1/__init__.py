@@ -1,4 +1,5 @@
-"""HTTP/1.1 as such (RFC 9110, RFC 9112): heads, bodies, chunks, multipart, limits, pooled connections.
+"""HTTP/1.1 as such (RFC 9110, RFC 9112): heads, bodies, chunks, codings, multipart, limits, pooled connections.
 
-It knows neither vLLM nor requests, and apart from `pool` it takes bytes and returns them.
+It knows neither vLLM nor requests. Sockets and clocks are in `wait`, `limits`, `tls`, `connection` and `pool`; the rest
+takes bytes and returns them.
 """
