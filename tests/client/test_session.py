@@ -626,8 +626,10 @@ def test_a_cause_that_quotes_the_key_is_not_shown():
     assert KEY not in "".join(traceback.format_exception(type(caught.value), caught.value, caught.tb))
 
 
-def test_a_session_follows_no_redirect():
-    with Scripted(["request", b"HTTP/1.1 302 Found\r\nLocation: http://[bad\r\nContent-Length: 0\r\n\r\n"]) as server:
+@pytest.mark.parametrize("status", [300, 302, 399])
+def test_a_session_follows_no_redirect(status):
+    reply = b"HTTP/1.1 %d Elsewhere\r\nLocation: http://[bad\r\nContent-Length: 0\r\n\r\n" % status
+    with Scripted(["request", reply]) as server:
         with provider_for(server.url) as provider:
             with pytest.raises(APIStatusError, match=r"redirects to http://\[bad"):
                 text_of(provider)

@@ -158,3 +158,15 @@ def test_a_chunk_that_holds_line_ends_among_many() -> None:
     decoder = ChunkedDecoder()
     decoder.feed(b"5\r\nhello\r\n")
     assert decoder.feed(body) == inside and decoder.finished
+
+
+@pytest.mark.parametrize("count, taken", [(16, True), (17, False)])
+def test_extensions_are_limited_over_the_whole_body(count: int, taken: bool) -> None:
+    """4 KiB in all, 256 bytes on one chunk."""
+    body = b"".join(b"1;%b\r\na\r\n" % (b"x" * 255) for _ in range(count)) + b"0\r\n\r\n"
+    decoder = ChunkedDecoder()
+    if taken:
+        assert decoder.feed(body) == b"a" * count and decoder.finished
+    else:
+        with pytest.raises(ProtocolError, match="extensions are too long"):
+            decoder.feed(body)

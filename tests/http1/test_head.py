@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_bridge.http1 import head
 from vllm_bridge.http1.head import (
     ProtocolError, field_block, find_head_end, parse_fields, parse_request_head, parse_response_head,
 )
@@ -354,3 +355,19 @@ def test_a_line_that_would_be_read_as_another_is_not_written(name: str, value: s
 def test_lines_of_which_one_is_none(block: str) -> None:
     with pytest.raises(ProtocolError):
         parse_fields(block)
+
+
+def test_the_fields_of_one_connection_are_those_of_the_rfc() -> None:
+    """RFC 9110 §7.6.1, the two for proxies' logins of §11.7, and what old proxies add."""
+    assert head.HOP_BY_HOP == {
+        "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+        "proxy-authenticate", "proxy-authorization",
+    }
+
+
+def test_http_1_1_needs_a_host() -> None:
+    """RFC 9112 §3.2."""
+    assert head.parse_request_head(b"GET / HTTP/1.0\r\n\r\n").fields == {}
+    with pytest.raises(head.ProtocolError) as caught:
+        head.parse_request_head(b"GET / HTTP/1.1\r\n\r\n")
+    assert caught.value.status == 400
