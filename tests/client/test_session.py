@@ -77,7 +77,7 @@ def test_a_connect_timeout_names_the_limit_and_is_retried():
             start = time.monotonic()
             with pytest.raises(APITimeoutError, match=r"within 0\.2 s \(connect timeout\)") as caught:
                 provider.with_options(timeout=(0.2, 10)).chat_completion(**ASK)
-            assert time.monotonic() - start >= 0.55  # three of them
+            assert 0.55 <= time.monotonic() - start < 9  # three of them, and none of the read timeout's
             assert caught.value.code == "connection_not_made"
 
 
