@@ -23,6 +23,8 @@ import math
 import re
 from typing import Any, Dict, Optional, Tuple, Type
 
+from .nesting import loads
+
 __all__ = [
     "APIConnectionError", "APIStatusError", "APITimeoutError", "AuthenticationError", "BadRequestError", "BridgeError",
     "ConfigError", "IncompleteStreamError", "InternalServerError", "NotFoundError", "PermissionDeniedError",
@@ -263,7 +265,7 @@ def error_from_body(status: int, content_type: str, body: bytes, **fields: Any) 
     """
     text = body.decode("utf-8-sig", "replace").strip()
     try:
-        payload = json.loads(text) if text else None
+        payload = loads(text) if text else None
     except (ValueError, RecursionError):
         payload = None
     if isinstance(payload, dict) or (isinstance(payload, list) and payload):

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from ..errors import BadRequestError, ResponseDecodeError, is_html, undecodable
+from ..nesting import loads
 
 from ..http1.multipart import FilePart, MultipartBody, Part
 
@@ -220,7 +221,7 @@ def result(body: bytes, content_type: str, response_format: Any = None) -> Dict[
         if declared.startswith("text/") and not text.lstrip("\ufeff \t\r\n").startswith("{"):
             return {"text": text}
     try:
-        payload = json.loads(text.lstrip("\ufeff"))
+        payload = loads(text.lstrip("\ufeff"))
     except (ValueError, RecursionError):
         raise undecodable("transcription reply is not JSON", text) from None
     if isinstance(payload, str):

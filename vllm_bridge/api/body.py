@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any, Collection, Dict, Iterator, Mapping, Optional, Tuple, Union
 
 from ..errors import APIStatusError, BadRequestError, ResponseDecodeError, undecodable
+from ..nesting import loads
 
 __all__ = [
     "Written", "as_written", "decode", "merged", "object_of", "read_object", "replaced", "scan", "stands_once",
@@ -117,7 +118,7 @@ def replaced(body: bytes, model: str) -> Optional[bytes]:
 def decode(data: Union[bytes, str]) -> Any:
     """Parse JSON, or raise `ResponseDecodeError` with what stood there instead."""
     try:
-        return json.loads(data)
+        return loads(data)
     except (ValueError, RecursionError) as error:
         text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)

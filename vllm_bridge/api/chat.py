@@ -1,12 +1,12 @@
 """vLLM's chat dialect: renamed parameters, the two names of reasoning, and chunks folded into a completion."""
 
-import json
 import sys
 import warnings
 from types import FrameType
 from typing import Any, Dict, List, Optional, Tuple
 
 from ..errors import BadRequestError
+from ..nesting import loads
 from .folding import check_finish, copied, fold, index_of, joined, latest, objects, without_empty_ends
 from .tool_calls import ToolCalls, arguments_text
 
@@ -152,7 +152,7 @@ def _flag(call: Dict[str, Any], reason: Any) -> None:
     if isinstance(arguments, dict):
         return
     try:
-        value = json.loads(arguments) if isinstance(arguments, str) else None
+        value = loads(arguments) if isinstance(arguments, str) else None
     except (ValueError, RecursionError) as error:
         call["arguments_error"] = "the arguments are no JSON: %s" % error
         return

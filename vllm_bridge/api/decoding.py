@@ -7,6 +7,7 @@ from typing import Any, Dict, Generic, List, Optional, Sequence, Set, Type, Type
 from .chat import ChatAccumulator, normalise_chunk
 from .folding import index_of, is_finish, joined, without_empty_ends
 from ..errors import IncompleteStreamError, error_from_payload, payload_error, undecodable
+from ..nesting import checked, loads
 from .body import decode
 from .records import (
     ChatCompletion,
@@ -47,7 +48,7 @@ def payload_of(event: Event) -> Dict[str, Any]:
     """Return the JSON object of an event; raise the error that it is, or `ResponseDecodeError` if it is none."""
     data = event.data
     try:
-        payload, end = _scan(data)
+        payload, end = _scan(checked(data))
     except (ValueError, RecursionError):
         end = -1
     if end != len(data):
@@ -144,7 +145,7 @@ class ChunkReader(Generic[R]):
     def _fold(self) -> Dict[str, Any]:
         for data in self._seen:
             try:
-                self._folded.feed(json.loads(data))
+                self._folded.feed(loads(data))
             except RecursionError:
                 pass  # nested so deeply that it could be read only from a frame further up
         self._seen = []

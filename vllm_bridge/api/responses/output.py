@@ -1,9 +1,9 @@
 """The items of a Response's output: what they are made of, how they grow, and what events tell of them so far."""
 
-import json
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from ...errors import BridgeError
+from ...nesting import loads
 from ..folding import fold, is_finish, joined, objects
 from ..tool_calls import ToolCalls
 from .client_tools import CLIENT_TOOLS, call_fields
@@ -146,7 +146,7 @@ def _custom_input(arguments: str) -> str:
 def parsed_arguments(arguments: str) -> Optional[Json]:
     """Return the object that arguments are, an empty one for blank arguments, ``None`` for anything else."""
     try:
-        parsed = json.loads(arguments) if arguments.strip() else {}
+        parsed = loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None

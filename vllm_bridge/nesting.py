@@ -1,0 +1,41 @@
+"""How deeply JSON may be nested: CPython 3.8 ends the whole process where a reader meets its limit at a bad moment.
+
+There, an object's finalizer that the collector runs at the limit uses up what makes the reader stop
+("Fatal Python error: Cannot recover from stack overflow"). So what is nested too deeply is refused before it is read.
+"""
+
+import json
+import re
+import sys
+from typing import Any, TypeVar, Union
+
+__all__ = ["checked", "loads"]
+
+T = TypeVar("T", bound=Union[bytes, str])
+
+_DEEPEST = 500  # levels; the interpreter's limit is 1000 calls, of which the caller has used some
+_STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[^"\[\]{}]+', re.DOTALL)
+
+
+def _checked(text: T) -> T:
+    """Return `text`; raise `RecursionError` if it is JSON nested more than 500 levels deep."""
+    read = text.decode(json.detect_encoding(text), "surrogatepass") if isinstance(text, bytes) else text
+    if read.count("[") + read.count("{") > _DEEPEST:
+        depth = 0
+        for mark in _STRINGS.sub("", read):
+            depth += 1 if mark in "[{" else -1
+            if depth > _DEEPEST:
+                raise RecursionError("JSON nested more than %d levels deep" % _DEEPEST)
+    return text
+
+
+def _unchecked(text: T) -> T:
+    return text
+
+
+checked = _checked if sys.version_info < (3, 9) else _unchecked
+
+
+def loads(text: Union[bytes, str]) -> Any:
+    """Parse JSON like `json.loads`, which raises `ValueError` or, where it is nested too deeply, `RecursionError`."""
+    return json.loads(checked(text))
