@@ -334,6 +334,25 @@ def test_the_module_runs_until_interrupted():
     assert [row["id"] for row in reply.json()["data"]] == ["m"]
 
 
+def test_it_answers_to_any_name_unless_models_are_given():
+    with EchoServer(models=None) as running:
+        for path, body in (("/v1/chat/completions", chat("Hi")), ("/v1/completions", {"prompt": "Hi"}),
+                           ("/v1/embeddings", {"input": "Hi"})):
+            status, _, data = post(running, dict(body, model="Qwen/Qwen3-8B"), path)
+            assert (status, json.loads(data)["model"]) == (200, "Qwen/Qwen3-8B")
+        assert running.models == ("echo",)
+
+
+def test_the_module_answers_to_any_name():
+    with subprocess.Popen([sys.executable, "-m", "vllm_bridge.echo", "--port", "0"], stdout=subprocess.PIPE,
+                          universal_newlines=True) as process:
+        url = process.stdout.readline().strip()
+        reply = requests.post(url + "/v1/chat/completions", json=chat("Hi", model="Qwen/Qwen3-8B"), timeout=PATIENCE)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+    assert reply.json()["choices"][0]["message"]["content"] == "You said: Hi"
+
+
 def test_a_taken_port_is_one_line(server, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--port", str(server.port)])

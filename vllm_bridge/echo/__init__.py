@@ -27,7 +27,7 @@ What it answers:
 - transcriptions that name the file and its size, once for every 30 seconds of a WAV file; any bytes are accepted.
 
 A token is a word with the space before it, in usage too. ``n`` choices differ by a number at their end. Any operation
-may be called with any of the server's models.
+may be called with any of the server's models, and ``models=None`` takes any name.
 
 What goes wrong is asked for in the text: the last user message, the first prompt or input, the query, the form field
 ``prompt``. Directives stand at its beginning and are not part of what is answered. ``EchoServer.script(...)`` gives

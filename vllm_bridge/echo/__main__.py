@@ -12,12 +12,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vllm_bridge.echo", description="A stand-in for a vLLM server.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--model", action="append", help="a model to serve; may be given several times (default: echo)")
+    parser.add_argument("--model", action="append", help="a model to serve; may be given several times (default: any)")
     parser.add_argument("--api-key", help="refuse requests without this key")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds that each token takes")
     asked = parser.parse_args(argv)
-    server = EchoServer(asked.port, asked.host, models=asked.model or ("echo",), api_key=asked.api_key,
-                        delay=asked.delay)
+    server = EchoServer(asked.port, asked.host, models=asked.model, api_key=asked.api_key, delay=asked.delay)
     try:
         server.start()
     except OSError as failure:

@@ -77,7 +77,7 @@ def _json(headers: Dict[str, str], raw: bytes) -> Dict[str, Any]:
 
 def _identity(prefix: str, body: Dict[str, Any], world: World, pooling_route: bool) -> Dict[str, Any]:
     model = body.get("model")
-    if model is not None and model not in world.models:
+    if model is not None and model not in world.models and not world.any_model:
         raise unknown_model(model, world.models, pooling_route)
     return {"id": prefix + world.request_id, "created": world.created, "model": model or world.models[0]}
 

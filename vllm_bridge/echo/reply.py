@@ -38,6 +38,7 @@ class World(NamedTuple):
     """What an answer depends on besides the request."""
 
     models: Sequence[str]
+    any_model: bool
     embedding_size: int
     max_model_len: int
     created: int

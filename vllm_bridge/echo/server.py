@@ -54,18 +54,20 @@ class RecordedRequest:
 class EchoServer:
     """Serve a stand-in for vLLM on a socket of its own; ``help(vllm_bridge.echo)`` says what it answers.
 
-    ``port`` 0 takes a free one; ``url`` is the address for clients. ``delay`` is the seconds that each token takes,
+    ``port`` 0 takes a free one; ``url`` is the address for clients. It lists ``models`` and answers to these alone;
+    ``None``: it lists "echo" and answers to any name. ``delay`` is the seconds that each token takes,
     ``keep_alive`` those after which an idle connection is closed, ``operations`` the ones whose routes exist.
     ``script`` holds directives for the first requests, one text a request. ``requests`` keeps the last 1000
     requests, ``running`` counts the generations in progress. ``with`` starts and stops it; stopping closes all
     connections and leaves no thread.
     """
 
-    def __init__(self, port: int = 0, host: str = "127.0.0.1", models: Sequence[str] = ("echo",),
+    def __init__(self, port: int = 0, host: str = "127.0.0.1", models: Optional[Sequence[str]] = ("echo",),
                  api_key: Optional[str] = None, delay: float = 0.0, keep_alive: float = 5.0,
                  operations: Iterable[str] = OPERATIONS, embedding_size: int = 8, max_model_len: int = 32768,
                  script: Iterable[str] = (), request_id_headers: bool = False) -> None:
-        self.models = tuple(models)
+        self.models = ("echo",) if models is None else tuple(models)
+        self._any_model = models is None
         self.delay = delay
         self.keep_alive = keep_alive
         self.operations = frozenset(operations)
@@ -167,8 +169,8 @@ class EchoServer:
             self._count += 1
             request_id = headers.get("x-request-id") or "%016x" % self._count
             script = self._script.popleft() if self._script and ROUTES[path][1] else ""
-        world = World(self.models, self._embedding_size, self._max_model_len, int(time.time()), request_id,
-                      self._running)
+        world = World(self.models, self._any_model, self._embedding_size, self._max_model_len, int(time.time()),
+                      request_id, self._running)
         reply = respond(path, headers, body, script, world)
         if self._request_id_headers:
             reply.headers["x-request-id"] = request_id
