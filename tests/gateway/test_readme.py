@@ -48,6 +48,7 @@ def test_the_manifest() -> None:
     (text,) = blocks("yaml")
     deployment, service = yaml.safe_load_all(text)
     assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
+    assert deployment["spec"]["template"]["spec"]["enableServiceLinks"] is False
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     compile(container["readinessProbe"]["exec"]["command"][-1], "readiness", "exec")
     ports = [port["name"] for port in container["ports"]]

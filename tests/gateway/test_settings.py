@@ -131,6 +131,29 @@ def test_a_wrong_setting_is_named(flags: Dict[str, Any], environ: Dict[str, str]
     assert caught.value.message.startswith(message)
 
 
+@pytest.mark.parametrize("link", ["tcp://10.43.12.7:80", "udp://10.43.12.7:80", "tcp://[fd00::7]:80"])
+def test_a_service_called_vllm_bridge_sets_no_port(tmp_path: Path, link: str) -> None:
+    """Kubernetes: Service, "Environment variables"; the variables are in every pod of the namespace."""
+    links = {"VLLM_BRIDGE_SERVICE_HOST": "10.43.12.7", "VLLM_BRIDGE_SERVICE_PORT": "80", "VLLM_BRIDGE_PORT": link,
+             "VLLM_BRIDGE_PORT_80_TCP": link, "VLLM_BRIDGE_PORT_80_TCP_ADDR": "10.43.12.7"}
+    assert read({}, links).port == 8080
+    assert read({"port": "81"}, links).port == 81
+    assert read({"config": file(tmp_path, {"port": 82})}, links).port == 82
+    with pytest.raises(ConfigError, match="^--port: "):
+        read({"port": link}, {})
+
+
+def test_a_variable_that_a_flag_replaces_is_not_read(tmp_path: Path) -> None:
+    wrong = {"VLLM_BRIDGE_PORT": "x", "VLLM_BRIDGE_WORKERS": "0", "VLLM_BRIDGE_UPSTREAM": "ftp://x",
+             "VLLM_BRIDGE_API_KEY": "a\tb\x00", "VLLM_BRIDGE_CONFIG": "/nowhere/at/all"}
+    for name in wrong:
+        with pytest.raises(ConfigError):
+            read({}, {name: wrong[name]})
+    flags = {"port": "81", "workers": "2", "upstream": ["http://a:1"], "api_key": ["k"], "config": file(tmp_path, {})}
+    settings = read(flags, wrong)
+    assert (settings.port, settings.workers, settings.api_keys) == (81, 2, ("k",))
+
+
 @pytest.mark.parametrize("client, message", [
     ({"porrt": 1}, "client: unknown setting 'porrt'; did you mean 'port'?"),
     ({"config": "x"}, "client: unknown setting 'config'"),

@@ -195,8 +195,7 @@ def read(flags: Optional[Mapping[str, Any]] = None, environ: Optional[Mapping[st
     """
     environ = os.environ if environ is None else environ
     given = _from_flags(flags or {})
-    for name, value in _from_environment(environ).items():
-        given.setdefault(name, value)
+    given.update(_from_environment(environ, given))
     provider = None
     if "config" in given:
         file = config_file.load(given["config"][1], environ)
@@ -224,12 +223,15 @@ def _from_flags(flags: Mapping[str, Any]) -> _Given:
     }
 
 
-def _from_environment(environ: Mapping[str, str]) -> _Given:
+def _from_environment(environ: Mapping[str, str], flags: _Given) -> _Given:
     given: _Given = {}
     for setting in SETTINGS:
-        name = PREFIX + setting.name.upper()
+        name = _variable_path(setting.name)
         value: Any = environ.get(name, "").strip()
-        if value:
+        if setting.name == "port" and "://" in value:
+            # Kubernetes and Docker put NAME_PORT=tcp://10.43.12.7:80 into every container beside a service NAME.
+            continue
+        if value and setting.name not in flags:
             if setting.many:
                 value = value.replace(",", " ").split()
             given[setting.name] = (name, _checked(setting, value, _variable_path))
