@@ -1,4 +1,4 @@
-"""Every code block of the README is run: Python, shell, JSON; the addresses in them become those of stand-ins."""
+"""Every code block of the README and of the pages it leads to is run; their addresses become those of stand-ins."""
 
 import contextlib
 import io
@@ -22,33 +22,37 @@ from vllm_bridge import errors
 from vllm_bridge.echo import EchoServer
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "vllm_bridge/README.md", "vllm_bridge/gateway/README.md")
+OTHER_PAGES = ("CHANGELOG.md", "scripts/README.md", "tests/README.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md")
+TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES + OTHER_PAGES}
 LONG = 30.0  # seconds: no verdict hangs on it
 MODELS = ("Qwen/Qwen3-8B", "BAAI/bge-m3", "BAAI/bge-reranker-v2-m3", "openai/whisper-large-v3")
-SERVERS = re.compile(r"^(vllm-bridge serve|python3? scripts/gateway\.py|gunicorn|waitress-serve)\b", re.M)
+SERVERS = re.compile(r"^(vllm-bridge serve|python3? -m vllm_bridge\.echo|gunicorn|waitress-serve)\b", re.M)
 # Run by tests of their own, which build and install: test_scripts.py and test_packaging.py.
 ELSEWHERE = ("./scripts/", "pip install .", "pip wheel ", "./scripts/live", "./scripts/record", "./scripts/bench")
 
 
 class Block(NamedTuple):
+    page: str
     line: int
     language: str
     code: str
 
 
-def blocks(text: str) -> List[Block]:
+def blocks(page: str) -> List[Block]:
     found = []
-    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S):
-        found.append(Block(text.count("\n", 0, match.start()) + 2, match.group(1).strip(), match.group(2)))
+    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```$", TEXT[page], re.M | re.S):
+        line = TEXT[page].count("\n", 0, match.start()) + 2
+        found.append(Block(page, line, match.group(1).strip(), match.group(2)))
     return found
 
 
-BLOCKS = blocks(TEXT)
+BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def named(*languages: str) -> List[Any]:
     chosen = [block for block in BLOCKS if block.language in languages]
-    return [pytest.param(block, id="line %d" % block.line) for block in chosen]
+    return [pytest.param(block, id="%s:%d" % (block.page, block.line)) for block in chosen]
 
 
 def is_elsewhere(block: Block) -> bool:
@@ -118,7 +122,7 @@ def serving(stage: Stage, command: str) -> Iterator[str]:
         url: Optional[str] = None
         for line in process.stdout:
             said.append(line)
-            found = re.search(r"(?:listens|Listening|Serving) (?:on|at:?) (http://[^\s/,]+)", line)
+            found = re.search(r"(?:(?:listens|Listening|Serving) (?:on|at:?) |^)(http://[^\s/,]+)", line)
             if found:
                 url = found.group(1)
                 break
@@ -128,7 +132,7 @@ def serving(stage: Stage, command: str) -> Iterator[str]:
         killer.cancel()
         yield url
         os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(LONG) in (0, -signal.SIGTERM)
+        assert process.wait(LONG) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
     finally:
         killer.cancel()
         killer.join()
@@ -141,8 +145,19 @@ def serving(stage: Stage, command: str) -> Iterator[str]:
 
 
 def test_every_block_says_what_it_is() -> None:
-    assert {block.language for block in BLOCKS} <= {"python", "sh", "json", "text", "ini", "yaml"}
+    assert {block.language for block in BLOCKS} <= {"python", "sh", "json", "text", "ini", "yaml", "nginx", "toml"}
     assert len(named("python")) >= 8 and len(named("sh")) >= 4
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXT["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", sorted(TEXT))
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", TEXT[page]):
+        if not target.startswith(("http://", "https://")):
+            assert (ROOT / page).parent.joinpath(target).resolve().exists(), target
 
 
 @pytest.mark.parametrize("block", named("json"))
@@ -164,7 +179,7 @@ def test_python(
     if "Write a novel" in block.code:
         stage.many.script("!slow 0.05 !count 100000")
     space: Dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(stage.placed(block.code), "README.md", "exec"), space)
+    exec(compile(stage.placed(block.code), block.page, "exec"), space)
     out, err = capsys.readouterr()
     assert err == ""
     if "print(" in block.code:
@@ -235,4 +250,4 @@ def test_the_command_line_is_described_as_it_is() -> None:
     with contextlib.redirect_stdout(out):
         assert cli.main(["--help"]) == 0
     commands = set(re.findall(r"^    ([a-z]+)\b", out.getvalue(), re.M))
-    assert commands == set(re.findall(r"^(?:`?)vllm-bridge ([a-z]+)", TEXT, re.M))
+    assert commands == set(re.findall(r"^(?:`?)vllm-bridge ([a-z]+)", "".join(TEXT.values()), re.M))
