@@ -161,13 +161,13 @@ def test_what_is_no_http_reaches_no_application(gateway: Address, echo: EchoServ
 
 ODD = [
     ("HTTP/1.0", [b"POST %s HTTP/1.0\r\nContent-Length: BODY\r\n\r\n"]),
-    ("an absolute target", [b"POST http://evil.example%s HTTP/1.1\r\nHost: a\r\nContent-Length: BODY\r\n\r\n"]),
+    ("an absolute target", [b"POST http://localhost%s HTTP/1.1\r\nHost: a\r\nContent-Length: BODY\r\n\r\n"]),
     ("a query", [b"POST %s?model=other HTTP/1.1\r\nHost: a\r\nContent-Length: BODY\r\n\r\n"]),
     ("a slash at the end", [b"POST %s/ HTTP/1.1\r\nHost: a\r\nContent-Length: BODY\r\n\r\n"]),
     ("no content type, byte by byte", [bytes([byte]) for byte in
                                        b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: BODY\r\n\r\n"]),
     ("Expect", [b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: BODY\r\nExpect: 100-continue\r\n\r\n"]),
-    ("another Host", [b"POST %s HTTP/1.1\r\nHost: evil.example:1\r\nContent-Length: BODY\r\n\r\n"]),
+    ("another Host", [b"POST %s HTTP/1.1\r\nHost: gateway.localhost:1\r\nContent-Length: BODY\r\n\r\n"]),
 ]
 
 

@@ -74,6 +74,20 @@ def test_everything_but_health_is_behind_the_key(echo: EchoServer) -> None:
         assert ask(address, "OPTIONS", CHAT, headers=asked).status == 200  # a browser asks without the key
 
 
+def test_a_key_or_the_operator_lets_in_under_any_name(echo: EchoServer) -> None:
+    foreign = {"Host": "gateway.example"}
+    with gateway(echo, api_keys=("sk-a",)) as address:
+        assert ask(address, "GET", "/version", None, {"Authorization": "Bearer sk-a", **foreign}).status == 200
+        assert ask(address, "GET", "/version", None, foreign).status == 401
+    for more in ({"allowed_host": ["gateway.example"]}, {"allowed_host": ["*"]}, {"host": "Gateway.Example"}):
+        with gateway(echo, **more) as address:
+            assert ask(address, "GET", "/version", None, foreign).status == 200
+    with gateway(echo, allowed_host=["other.example"], insecure=True, host="0.0.0.0") as address:
+        refused = ask(address, "GET", "/v1/models", None, {"Origin": "http://localhost", **foreign})
+        assert refused.status == 403 and "gateway.example" in refused.error["message"]
+        assert refused.headers["access-control-allow-origin"] == "http://localhost"
+
+
 # ---------------------------------------------------------------- names
 
 

@@ -361,6 +361,21 @@ def test_a_body_in_chunks(gateway: Address, echo: EchoServer) -> None:
     connection.close()
 
 
+def test_a_page_under_a_name_of_its_own_gets_nothing(gateway: Address, echo: EchoServer) -> None:
+    """DNS rebinding: for its browser the page and the gateway are of one origin, so nothing but Host tells."""
+    before = len(echo.requests)
+    for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/version"), ("GET", "/ready"),
+                         ("POST", "/v1/chat/completions"), ("GET", "/nowhere"), ("HEAD", "/v1/models"),
+                         ("OPTIONS", "/v1/models"), ("PUT", "/health")):
+        answer = ask(gateway, method, path, chat("x") if method == "POST" else None, {"Host": "attacker.example:8080"})
+        assert answer.status == 403, path
+        if method != "HEAD":
+            assert answer.error["code"] == "host_not_allowed" and "--allowed-host" in answer.error["message"]
+    assert len(echo.requests) == before
+    assert ask(gateway, "GET", "/health", None, {"Host": "attacker.example"}).status == 200
+    assert ask(gateway, "GET", "/version", None, {"Host": "localhost:1"}).status == 200
+
+
 # ---------------------------------------------------------------- headers
 
 

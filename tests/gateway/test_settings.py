@@ -152,6 +152,7 @@ def test_a_variable_that_a_flag_replaces_is_not_read(tmp_path: Path) -> None:
     flags = {"port": "81", "workers": "2", "upstream": ["http://a:1"], "api_key": ["k"], "config": file(tmp_path, {})}
     settings = read(flags, wrong)
     assert (settings.port, settings.workers, settings.api_keys) == (81, 2, ("k",))
+    assert settings.provider.resolved_keys({"VLLM_BASE_URL": "ftp://x"})[0].url == "http://a:1"
 
 
 @pytest.mark.parametrize("client, message", [
@@ -214,9 +215,17 @@ def test_settings_by_hand() -> None:
 def test_every_flag_of_the_issue_is_there() -> None:
     assert {setting.name for setting in SETTINGS} == set((
         "host port upstream upstream_key api_key api_key_file timeout stream_idle_timeout config workers max_body_mb "
-        "max_connections allowed_origin log_format graceful_timeout insecure native_responses max_parsed_mb "
+        "max_connections allowed_origin allowed_host log_format graceful_timeout insecure native_responses max_parsed_mb "
         "sse_keep_alive_interval keep_alive_timeout header_timeout body_timeout write_timeout"
     ).split())
+
+
+def test_allowed_hosts(tmp_path: Path) -> None:
+    assert read({"allowed_host": ["Gateway.Example.", "*.corp"]}, {}).allowed_hosts == ("gateway.example", "*.corp")
+    assert read({"config": file(tmp_path, {"allowed_hosts": ["a.example"]})}, {}).allowed_hosts == ("a.example",)
+    for wrong in ("http://a.example", "a.example:8080", "a.example/v1", " "):
+        with pytest.raises(ConfigError, match="^--allowed-host: "):
+            read({"allowed_host": [wrong]}, {})
 
 
 def test_times_and_sizes_of_the_server() -> None:

@@ -369,7 +369,7 @@ class ProviderConfig(_Settings):
         """
         environ = os.environ if environ is None else environ
         url = self.network_config.base_url
-        if url is None:
+        if url is None and not (self.keys and all(key.url for key in self.keys)):
             named = environ.get("VLLM_BASE_URL", "").strip()
             url = validate.normalise_base_url(named or DEFAULT_BASE_URL, "VLLM_BASE_URL")
         if not self.keys:

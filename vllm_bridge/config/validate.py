@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError
 from ..http1.head import FIELD_VALUE
 
-__all__ = ["bypasses_proxy", "is_this_machine", "normalise_base_url", "normalise_timeout"]
+__all__ = ["bypasses_proxy", "is_address", "is_this_machine", "normalise_base_url", "normalise_timeout"]
 
 _MOST = 1000000  # poll() counts milliseconds in an int and wraps round after 24.8 days
 _CONNECT_SECONDS = 5.0
@@ -248,6 +248,11 @@ def is_this_machine(host: str, *, listening: bool = False) -> bool:
     if found is None:
         return re.match(r"([a-z0-9_-]+\.)*localhost\.?\Z", host.lower()) is not None
     return found.is_loopback or (found.is_unspecified and not listening)
+
+
+def is_address(host: str) -> bool:
+    """Tell whether a host is an address and no name, in any spelling that the resolver takes."""
+    return _ip_address(host) is not None
 
 
 def bypasses_proxy(host: str, port: int, no_proxy: str) -> bool:

@@ -15,6 +15,7 @@ from . import metrics
 from .authentication import Authentication
 from .cors import Cors
 from .errors import Errors, invalid, not_served, refusal
+from .hosts import Hosts
 from .journal import Entry, Journal
 from .operations import OPERATIONS, Asked, Operation
 from .routes import Found, find
@@ -74,6 +75,7 @@ class Gateway:
         )
         self.journal = Journal(metrics.Metrics(settings.workers), self.provider, settings.log_format)
         self._authentication = Authentication(settings.api_keys)
+        self._hosts = Hosts((settings.host, *settings.allowed_hosts))
         self._cors = Cors(settings.allowed_origins)
         self._redaction = Redaction(self.provider.config)
         self._errors = Errors(self._redaction, self.provider.name)
@@ -149,7 +151,9 @@ class Gateway:
     def _let_in(self, fields: Dict[str, str]) -> None:
         if self._authentication.required:
             self._authentication.check(fields)
-        elif "origin" in fields:
+            return
+        self._hosts.check(fields)
+        if "origin" in fields:
             self._cors.check(fields["origin"])
 
     def _no_route(self, request: Request, entry: Entry, found: Found) -> Answer:

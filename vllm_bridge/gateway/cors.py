@@ -1,11 +1,12 @@
 """Web pages that call the gateway: whose may, and what their browser is told (Fetch standard, CORS)."""
 
 import re
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, Optional
 
 from ..config.validate import is_this_machine
 from ..errors import PermissionDeniedError
 from ..server.request import Answer
+from .patterns import Patterns
 
 __all__ = ["Cors"]
 
@@ -27,11 +28,11 @@ class Cors:
     def __init__(self, allowed_origins: Iterable[str] = ()) -> None:
         allowed = list(allowed_origins)
         self._all = "*" in allowed
-        self._allowed = [origin.rstrip("/").lower().split("*") for origin in allowed]
+        self._allowed = Patterns(origin.rstrip("/") for origin in allowed)
 
     def allows(self, origin: str) -> bool:
         """Tell whether pages of an origin may call."""
-        return self._all or _is_local(origin) or any(_matches(origin.lower(), parts) for parts in self._allowed)
+        return self._all or _is_local(origin) or self._allowed.match(origin)
 
     def check(self, origin: str) -> None:
         """Raise `PermissionDeniedError` for the request of a page that may not call.
@@ -72,18 +73,3 @@ class Cors:
 def _is_local(origin: str) -> bool:
     match = _ORIGIN.match(origin)
     return match is not None and is_this_machine(match.group(1))
-
-
-def _matches(origin: str, parts: List[str]) -> bool:
-    """Tell whether an origin is these parts with something, but no slash, between them."""
-    first, last = parts[0], parts[-1]
-    if len(parts) == 1:
-        return origin == first
-    if not origin.startswith(first) or origin.count("/") != "".join(parts).count("/"):
-        return False
-    at = len(first)
-    for part in parts[1:-1]:
-        at = origin.find(part, at) + len(part)
-        if at < len(part):
-            return False
-    return origin.endswith(last) and len(origin) - len(last) >= at

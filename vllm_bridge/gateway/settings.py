@@ -27,7 +27,7 @@ _OTHERS = frozenset((
     "mcp_agent_depth mcp_tool_execution_timeout prometheus_labels required_headers whitelisted_routes"
 ).split())
 _RENAMED = {"allowed_origins": "allowed_origin", "api_keys": "api_key", "max_request_body_size_mb": "max_body_mb",
-            "upstreams": "upstream"}
+            "upstreams": "upstream", "allowed_hosts": "allowed_host"}
 
 
 # ---------------------------------------------------------------- one value; text from a flag or the environment
@@ -38,6 +38,13 @@ def _text(value: Any, path: str) -> str:
     if not found:
         raise ConfigError("%s: must not be empty" % path)
     return found
+
+
+def _host_name(value: Any, path: str) -> str:
+    name = _text(value, path).lower()
+    if ":" in name or "/" in name:
+        raise validate.wrong(path, "a name without scheme and port, such as gateway.example or *.example", value)
+    return name[:-1] if name.endswith(".") else name
 
 
 def _number(value: Any, path: str) -> float:
@@ -114,6 +121,9 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("max_connections", _count, 1000, "N", "requests that each process carries at once (default: 1000)"),
     Setting("allowed_origin", _text, (), "ORIGIN", "origin whose web pages may call; * allows all; may be given "
             "several times (default: those of this machine)", many=True),
+    Setting("allowed_host", _host_name, (), "NAME", "name under which a gateway without API keys may be asked, beside "
+            "addresses and this machine's own; *.example allows all under example; may be given several times",
+            many=True),
     Setting("log_format", _log_format, "text", "FORMAT", "text or json (default: text)"),
     Setting("graceful_timeout", _number, 30, "SECONDS", "time that running answers get to finish (default: 30)"),
     Setting("keep_alive_timeout", _positive, 75, "SECONDS", "pause between two requests after which a connection is "
@@ -145,6 +155,7 @@ class Settings:
         self.max_body = int(chosen["max_body_mb"] * _MIB)  # bytes
         self.max_connections: int = chosen["max_connections"]
         self.allowed_origins: Tuple[str, ...] = tuple(chosen["allowed_origin"])
+        self.allowed_hosts: Tuple[str, ...] = tuple(chosen["allowed_host"])
         self.log_format: str = chosen["log_format"]
         self.max_parsed = int(chosen["max_parsed_mb"] * _MIB)  # bytes
         self.graceful_timeout: float = chosen["graceful_timeout"]
@@ -169,8 +180,8 @@ class Settings:
 
 _SWITCHES = frozenset(("insecure", "native_responses"))  # flags that stand for "true" without a word behind them
 _SERVED = frozenset((
-    "host port workers max_body_mb max_parsed_mb max_connections allowed_origin log_format graceful_timeout insecure "
-    "keep_alive_timeout header_timeout body_timeout write_timeout sse_keep_alive_interval"
+    "host port workers max_body_mb max_parsed_mb max_connections allowed_origin allowed_host log_format "
+    "graceful_timeout insecure keep_alive_timeout header_timeout body_timeout write_timeout sse_keep_alive_interval"
 ).split())
 
 
