@@ -215,8 +215,8 @@ def test_settings_by_hand() -> None:
 def test_every_flag_of_the_issue_is_there() -> None:
     assert {setting.name for setting in SETTINGS} == set((
         "host port upstream upstream_key api_key api_key_file timeout stream_idle_timeout config workers max_body_mb "
-        "max_connections allowed_origin allowed_host log_format graceful_timeout insecure native_responses max_parsed_mb "
-        "sse_keep_alive_interval keep_alive_timeout header_timeout body_timeout write_timeout"
+        "max_connections allowed_origin allowed_host log_format graceful_timeout insecure native_responses "
+        "max_parsed_mb sse_keep_alive_interval keep_alive_timeout header_timeout body_timeout write_timeout"
     ).split())
 
 
