@@ -1,4 +1,4 @@
-"""The unit file, the manifest and the config file of the README, read by parsers."""
+"""The unit file, the manifest and the config file of the gateway's page, read by parsers."""
 
 import configparser
 import json
@@ -10,22 +10,15 @@ from typing import List
 
 import pytest
 
+import vllm_bridge.gateway
 from vllm_bridge.config import file as config_file
 from vllm_bridge.gateway.settings import SETTINGS, read
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-pytestmark = pytest.mark.skipif(
-    not README.is_file() or "## The gateway" not in README.read_text("utf-8"), reason="there is no README yet"
-)
-
-
-def section() -> str:
-    text = README.read_text("utf-8").partition("\n## The gateway\n")[2]
-    return re.split(r"(?m)^## ", text)[0]
+README = Path(vllm_bridge.gateway.__file__).with_name("README.md").read_text("utf-8")
 
 
 def blocks(language: str) -> List[str]:
-    return re.findall(r"(?s)```%s\n(.*?)```" % language, section())
+    return re.findall(r"(?s)```%s\n(.*?)```" % language, README)
 
 
 def test_the_unit_file(tmp_path: Path) -> None:
@@ -73,4 +66,4 @@ def test_the_config_file(tmp_path: Path) -> None:
 
 def test_every_flag_is_in_the_table() -> None:
     for setting in SETTINGS:
-        assert "`--%s`" % setting.name.replace("_", "-") in section(), setting.name
+        assert "`--%s`" % setting.name.replace("_", "-") in README, setting.name
