@@ -78,7 +78,8 @@ class Gateway:
         self._hosts = Hosts((settings.host, *settings.allowed_hosts))
         self._cors = Cors(settings.allowed_origins)
         self._redaction = Redaction(self.provider.config)
-        self._errors = Errors(self._redaction, self.provider.name)
+        servers = [str(key.url) for key in self.provider.config.resolved_keys()]
+        self._errors = Errors(self._redaction, self.provider.name, servers)
         self._handlers: Dict[str, Callable[[Request, Entry], Answer]] = {
             "operation": self._operation, "form": self._form, "models": self._models, "model": self._model,
             "messages": self._messages, "health": self._health, "ready": self._ready, "metrics": self._metrics,
@@ -233,10 +234,10 @@ class Gateway:
         if isinstance(body.get("stream"), str):
             body["stream"], data = body["stream"].strip().lower() not in _FALSE, None  # as vLLM reads it
         asked = Asked(self._provider_for(request, entry), body, data, entry.trace)
+        models = Models(entry, asked, others, self._errors)
         if body.get("stream") and operation.stream is not None:
-            models = Models(entry, asked, others)
             return Answer(200, _STREAM, Streamed(request, entry, self._errors, models, operation.stream))
-        answer = Models(entry, asked, others).carry_out(operation.answer) if others else operation.answer(asked)
+        answer = models.carry_out(operation.answer) if others else operation.answer(asked)
         answer.fields = self._redaction.fields(answer.fields)
         if operation.name == "transcription" and request.path.startswith("/openai/"):
             return _raw_transcription(answer, body.get("response_format"))

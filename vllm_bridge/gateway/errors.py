@@ -3,7 +3,8 @@
 import errno
 import logging
 import math
-from typing import Any, Dict, List, Tuple
+import time
+from typing import Any, Dict, Iterable, List, Tuple
 
 from ..client.failures import LACKING
 from ..config.redaction import Redaction
@@ -28,6 +29,8 @@ __all__ = ["Errors", "invalid", "not_served", "refusal"]
 logger = logging.getLogger("vllm_bridge.gateway")
 
 _REFUSED = {408: "request_timeout", 413: "request_too_large", 500: "internal_error", 503: "too_many_connections"}
+_KEY_REFUSED = "upstream_authentication_error"
+_AGAIN = 60.0  # seconds after which the log tells again of a server that refuses the gateway's key
 _PLACES = 1.0  # seconds after which a place may be free again
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
 
@@ -56,9 +59,11 @@ def refusal(status: int, message: str) -> BridgeError:
 class Errors:
     """Make answers and events of errors, without the servers' addresses and secrets in them."""
 
-    def __init__(self, redaction: Redaction, provider_name: str) -> None:
+    def __init__(self, redaction: Redaction, provider_name: str, servers: Iterable[str] = ()) -> None:
         self._redaction = redaction
         self._provider_name = provider_name
+        self._servers = tuple(servers)  # their URLs
+        self._told: Dict[str, float] = {}  # when the log has told last that a server refuses the gateway's key
 
     def clean(self, message: str) -> str:
         """Return a message without addresses and secrets."""
@@ -82,6 +87,20 @@ class Errors:
             status_code=status,
         )
 
+    def note(self, entry: Entry, error: BridgeError) -> None:
+        """Take a server's 401 or 403 for what it is: not the client's key was refused, but the gateway's own."""
+        if error.url is None or error.status_code not in (401, 403) or error.code == _KEY_REFUSED:
+            return
+        server = next((url for url in self._servers if error.url.startswith(url + "/")), error.url)
+        entry.refused_by = server
+        now = time.monotonic()
+        if now - self._told.get(server, float("-inf")) >= _AGAIN:
+            self._told[server] = now
+            logger.warning("request %s: %s refused the gateway's key (%d): %s",
+                           entry.id, server, error.status_code, error.message)
+        error.message = "the vLLM server refused the gateway's own key; the gateway's log names the server"
+        error.code, error.type, error.param = _KEY_REFUSED, None, None
+
     def answer(self, entry: Entry, error: BridgeError) -> Answer:
         """Return the answer that tells of an error."""
         status, payload = self.payload(entry, error)
@@ -98,6 +117,7 @@ class Errors:
 
     def payload(self, entry: Entry, error: BridgeError) -> Tuple[int, Dict[str, Any]]:
         """Return the status and the payload that tell a client of an error, and log what the operator has to know."""
+        self.note(entry, error)
         redirected = error.status_code is not None and 300 <= error.status_code < 400
         if redirected or isinstance(error, (APIConnectionError, IncompleteStreamError)):
             logger.warning("request %s: %s", entry.id, error.message)

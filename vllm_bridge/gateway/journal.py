@@ -43,6 +43,7 @@ class Entry:
         self.status = 0  # the status that the log and the metrics have
         self.first: Optional[float] = None  # seconds until the first event of its stream
         self.fallbacks = 0
+        self.refused_by: Optional[str] = None  # the server that refused the gateway's key
         self.counted = False  # in the metrics
 
 
@@ -159,6 +160,8 @@ class Journal:
                     (entry.trace.prompt_tokens, entry.trace.completion_tokens),
                     max(0, entry.trace.attempts - 1 - entry.fallbacks), entry.fallbacks,
                 )
+            if entry.refused_by is not None:
+                self._metrics.refused(entry.refused_by)
         self._state(entries)
         if entries and access_log.logger.isEnabledFor(logging.INFO):
             since = time.time() - time.monotonic()

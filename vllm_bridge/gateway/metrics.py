@@ -21,6 +21,7 @@ _FAMILIES: Tuple[Tuple[str, str, str], ...] = (
     ("vllm_bridge_tokens_total", "counter", "Tokens as the servers counted them."),
     ("vllm_bridge_retries_total", "counter", "Requests sent to a server once more."),
     ("vllm_bridge_fallbacks_total", "counter", "Requests sent to a fallback model."),
+    ("vllm_bridge_upstream_authentication_errors_total", "counter", "Requests whose server refused the gateway's key."),
     ("vllm_bridge_cooled_servers", "gauge", "Servers that could not be reached and have not answered again."),
     ("vllm_bridge_log_lines_dropped_total", "counter", "Lines of the log that nobody was there to read."),
 )
@@ -76,6 +77,10 @@ class Metrics:
             self._row(_counter, "retries_total", operation=operation)[0] += retries
         if fallbacks:
             self._row(_counter, "fallbacks_total", operation=operation)[0] += fallbacks
+
+    def refused(self, server: str) -> None:
+        """Count a request whose server refused the gateway's key."""
+        self._row(_counter, "upstream_authentication_errors_total", server=server)[0] += 1
 
     def _rows_of(self, operation: str, name: str, status: int) -> Tuple[Row, ...]:
         return (

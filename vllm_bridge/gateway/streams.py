@@ -19,8 +19,9 @@ LEFT = 499  # nginx's status for a client that did not wait for its answer
 class Models:
     """The models of a request, tried in their order; if none of them works, the error of the first one stands."""
 
-    def __init__(self, entry: Entry, asked: Asked, fallbacks: List[str]) -> None:
+    def __init__(self, entry: Entry, asked: Asked, fallbacks: List[str], errors: Errors) -> None:
         self._entry = entry
+        self._errors = errors
         self._asked = asked
         self._left = fallbacks
         self._first_error: Optional[BridgeError] = None
@@ -40,6 +41,7 @@ class Models:
 
     def next(self, error: BridgeError) -> None:
         """Go on to the next model because of an error, or raise the first error if there is none."""
+        self._errors.note(self._entry, error)
         self._first_error = self._first_error or error
         if not self._left:
             raise self._first_error
