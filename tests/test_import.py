@@ -8,7 +8,7 @@ import pytest
 
 HEAVY = ["http.server", "argparse", "sqlite3", "concurrent.futures", "dataclasses", "asyncio", "multiprocessing", "xml",
          "ctypes", "unittest", "importlib.metadata", "vllm_bridge.gateway", "vllm_bridge.echo", "vllm_bridge.cli",
-         "vllm_bridge.server", "vllm_bridge.api.responses"]
+         "vllm_bridge.server", "vllm_bridge.api.responses", "vllm_bridge.api.parameters"]
 
 PROGRAM = """
 import json, sys, threading, sysconfig

@@ -313,6 +313,7 @@ def test_unsupported_operations_touch_no_network():
              "Raise `UnsupportedOperationError`."]
     assert sorted(names) == sorted(UNSUPPORTED.split())
     with VLLMProvider("http://127.0.0.1:1") as provider:
+        assert not set(names) & set(dir(provider)) and "chat_completion" in dir(provider)
         for name in names:
             with pytest.raises(UnsupportedOperationError) as caught:
                 getattr(provider, name)("anything", model="m")

@@ -14,13 +14,14 @@ ROOT = PACKAGE.parent
 
 # What each folder, or file of the root, may import beside itself: only what lies below it.
 GROUND = {"errors", "nesting", "version", "sse"}
-LIBRARY = GROUND | {"http1", "config", "api", "client", "provider", "vllm"}
+LIBRARY = GROUND | {"http1", "config", "api", "client", "operations", "provider", "vllm"}
 BELOW = {
     "errors": {"nesting"}, "nesting": set(), "version": set(), "sse": {"errors"},
     "http1": {"errors", "version"},
     "config": {"errors", "http1"},
     "api": GROUND | {"http1"},
     "client": GROUND | {"http1", "config", "api"},
+    "operations": GROUND | {"http1", "config", "api", "client"},
     "provider": LIBRARY - {"provider", "vllm"}, "vllm": LIBRARY - {"vllm"},
     "__init__": LIBRARY,
     "server": {"errors", "http1"},
@@ -205,8 +206,9 @@ def left_over(trees, others=""):
 def names_in(tree):
     found = [node.id if isinstance(node, ast.Name) else node.attr for node in ast.walk(tree)
              if isinstance(node, (ast.Name, ast.Attribute))]
-    return found + [node.value for node in ast.walk(tree)  # getattr by name
-                    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier()]
+    words = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    annotations = [re.sub(r"^Unpack\[(\w+)\]$", r"\1", word) for word in words]
+    return found + [word for word in annotations if word.isidentifier()]  # getattr by name
 
 
 def is_name_list(line):

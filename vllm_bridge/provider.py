@@ -1,47 +1,34 @@
-"""The vocabulary of operations, and how a server with OpenAI's API carries them out."""
+"""A provider: its settings, its operations, and a server's own bytes for a gateway."""
 
-from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Tuple, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple, TypeVar, Union
 
 from .api import completions
-from .client.call import Caller, Wire
-from .client.options import Options, Trace, joined
-from .api.decoding import ChatChunks, CompletionChunks, ResponsesReader, TokenUsage, TranscriptionReader
+from .api.body import Written, as_written, object_of, to_json
+from .api.decoding import TokenUsage
 from .api.forwarding import Forwarding
+from .api.records import ModelList, Record
+from .client.call import Caller
+from .client.options import Options, Trace, joined
+from .client.reply import Reply
+from .client.stream import Stream
 from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig
-from .errors import APIStatusError, BadRequestError, BridgeError, ConfigError
-from .errors import ResponseDecodeError, UnsupportedOperationError
-from .api.records import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    Completion,
-    EmbeddingList,
-    ModelList,
-    Record,
-    Rerank,
-    Response,
-    ResponseEvent,
-    Transcription,
-    TranscriptionEvent,
-)
-from .client.reply import Reply
+from .errors import BadRequestError, ConfigError, ResponseDecodeError
 from .http1.wait import Client
-from .client.stream import Reader, Stream
-from .api.body import Written, as_written, merged, object_of, to_json
+from .operations.audio import Audio
+from .operations.calls import USUAL
+from .operations.described import described
+from .operations.generation import Generation
+from .operations.pooling import Pooling
+from .operations.unsupported import Unsupported
 
-__all__ = ["BaseOpenAIProvider", "unsupported"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-PATHS = {
-    "chat_completion": "/v1/chat/completions",
-    "text_completion": "/v1/completions",
-    "embedding": "/v1/embeddings",
-    "rerank": "/v1/rerank",
-    "transcription": "/v1/audio/transcriptions",
-    "responses": "/v1/responses",
-}
+    from .api.parameters import CallSettings
 
-R = TypeVar("R", bound=Record)
-T = TypeVar("T")
+__all__ = ["BaseOpenAIProvider"]
+
 Self = TypeVar("Self", bound="BaseOpenAIProvider")
 Timeout = Union[float, Tuple[Optional[float], Optional[float]], None]
 
@@ -57,18 +44,7 @@ class _Unset:
 UNSET = _Unset()
 
 
-def unsupported(operation: str) -> Callable[..., NoReturn]:
-    """Return a method for an operation that the server does not have; it never touches the network."""
-
-    def refuse(self: "BaseOpenAIProvider", /, *args: Any, **wire: Any) -> NoReturn:
-        raise UnsupportedOperationError("%s is not supported by %s provider" % (operation, self.name))
-
-    refuse.__name__ = operation
-    refuse.__doc__ = "Raise `UnsupportedOperationError`."
-    return refuse
-
-
-class BaseOpenAIProvider:
+class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
     """Every operation over HTTP as OpenAI's API has it; the ones that it lacks raise `UnsupportedOperationError`.
 
     Each keyword of an operation is a field of the request body: ``None`` means omit, ``extra_body={...}`` is merged
@@ -80,9 +56,6 @@ class BaseOpenAIProvider:
 
     name = "openai"
 
-    # What has to be done to a request body before it goes up, and to a reply before it is read, by operation.
-    _prepare: Mapping[str, Callable[[Dict[str, Any]], Dict[str, Any]]] = {}
-    _adapt: Mapping[str, Callable[[Dict[str, Any]], Dict[str, Any]]] = {}
     # The bytes of a request in which nothing has to be done hold none of these: fields that are merged or left out.
     _marks: Tuple[bytes, ...] = (b'"extra_', b"null")
 
@@ -112,6 +85,7 @@ class BaseOpenAIProvider:
         self.config = config
         self._shows_raw = config.send_back_raw_request or config.send_back_raw_response
         self._caller = Caller(config)
+        self._looked_at: Set[str] = set(USUAL)
         self._options = Options(
             timeout=(network.connect_timeout_in_seconds, network.default_request_timeout_in_seconds),
             headers={},
@@ -132,10 +106,7 @@ class BaseOpenAIProvider:
         after so many seconds of silence one of our own, with 0 the server's alone; and `direct`: what needs no proxy
         goes past requests.
         """
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other._options = self._options.changed(**options)
-        return other
+        return self._with(options)
 
     def for_request(self: Self, client: Client, trace: Trace, headers: Dict[str, str]) -> Self:
         """Return a copy for one request of a gateway; its `headers` are such as HTTP allows, and win over all others.
@@ -182,123 +153,19 @@ class BaseOpenAIProvider:
         urls = ", ".join(sorted({str(key.url) for key in self._caller.fleet.keys}))
         return "%s(%s)" % (type(self).__name__, urls)
 
-    # ------------------------------------------------------------ the operations there are
+    @described()
+    def list_models(self, /, **wire: "Unpack[CallSettings]") -> ModelList:
+        """List the models of all servers, without their duplicates.
 
-    def chat_completion(self, /, **wire: Any) -> ChatCompletion:
-        """Complete a chat: ``messages``, ``model`` and any parameter of POST /v1/chat/completions."""
-        return self._record(ChatCompletion, "chat_completion", self._body("chat_completion", wire))
-
-    def chat_completion_stream(self, /, **wire: Any) -> Stream[ChatCompletionChunk]:
-        """Complete a chat chunk by chunk; the last chunk carries ``usage``."""
-        body = self._body("chat_completion_stream", wire)
-        count = completions.expected_choices(body)
-        return self._stream("chat_completion", body, body.get("model"), lambda: ChatChunks(count))
-
-    def text_completion(self, /, **wire: Any) -> Completion:
-        """Continue a text: ``prompt``, ``model`` and any parameter of POST /v1/completions."""
-        return self._record(Completion, "text_completion", self._body("text_completion", wire))
-
-    def text_completion_stream(self, /, **wire: Any) -> Stream[Completion]:
-        """Continue a text chunk by chunk; the last chunk carries ``usage``."""
-        body = self._body("text_completion_stream", wire)
-        count = completions.expected_choices(body)
-        return self._stream("text_completion", body, body.get("model"), lambda: CompletionChunks(count))
-
-    def embedding(self, /, **wire: Any) -> EmbeddingList:
-        """Embed ``input`` (a string, strings, token ids, lists of them) or ``messages``: POST /v1/embeddings."""
-        return self._record(EmbeddingList, "embedding", self._body("embedding", wire))
-
-    def rerank(self, /, **wire: Any) -> Rerank:
-        """Score ``documents`` (strings, or objects with a ``text``) against ``query``, best first.
-
-        With ``return_documents=True`` each result carries the caller's own document.
+        >>> [model.id for model in vllm.list_models().data]
+        ['echo']
         """
-        from .api.rerank import convert, prepare
-
-        given = self._body("rerank", wire)
-        body = prepare(given)
-        reply = self._reranked(body)
-        return self._finished(Rerank(reply.read(lambda: convert(object_of(reply.body), given))), body, reply)
-
-    def _reranked(self, body: Dict[str, Any]) -> Reply:
-        return self._reply("rerank", body, body.get("model"))
-
-    def responses(self, /, **wire: Any) -> Response:
-        """Answer ``input`` by the Responses API."""
-        return self._record(Response, "responses", self._body("responses", wire))
-
-    def responses_stream(self, /, **wire: Any) -> Stream[ResponseEvent]:
-        """Answer ``input`` by the Responses API, event by event."""
-        body = self._body("responses_stream", wire)
-        body["stream"] = True
-        return self._stream("responses", body, body.get("model"), ResponsesReader)
-
-    def list_models(self, /) -> ModelList:
-        """List the models of all servers, without their duplicates."""
         from .client.models import collect
 
-        return collect(self._caller, self._options)
-
-    def transcription(self, /, **wire: Any) -> Transcription:
-        """Turn speech into text: ``file`` is a path, bytes, a binary file, or (filename, content, content type)."""
-        from .api.audio import form, result
-
-        given = self._body("transcription", wire)
-        with form(given) as body:
-            reply = self._reply("transcription", body, given.get("model"))
-        style = given.get("response_format")
-        payload = reply.read(lambda: result(reply.body, reply.content_type, style))
-        return self._finished(Transcription(payload), {name: given[name] for name in given if name != "file"}, reply)
-
-    def transcription_stream(self, /, **wire: Any) -> Stream[TranscriptionEvent]:
-        """Turn speech into text piece by piece: ``transcript.text.delta`` events, then one ``transcript.text.done``."""
-        from .api.audio import form
-
-        given = self._body("transcription_stream", wire)
-        given["stream"] = True
-        with form(given) as body:
-            return self._stream("transcription", body, given.get("model"), TranscriptionReader)
-
-    # ------------------------------------------------------------ the operations there are not
-
-    speech = unsupported("speech")
-    speech_stream = unsupported("speech_stream")
-    image_generation = unsupported("image_generation")
-    image_generation_stream = unsupported("image_generation_stream")
-    image_edit = unsupported("image_edit")
-    image_edit_stream = unsupported("image_edit_stream")
-    image_variation = unsupported("image_variation")
-    video_generation = unsupported("video_generation")
-    video_retrieve = unsupported("video_retrieve")
-    video_download = unsupported("video_download")
-    video_delete = unsupported("video_delete")
-    video_list = unsupported("video_list")
-    video_remix = unsupported("video_remix")
-    ocr = unsupported("ocr")
-    file_upload = unsupported("file_upload")
-    file_list = unsupported("file_list")
-    file_retrieve = unsupported("file_retrieve")
-    file_delete = unsupported("file_delete")
-    file_content = unsupported("file_content")
-    batch_create = unsupported("batch_create")
-    batch_list = unsupported("batch_list")
-    batch_retrieve = unsupported("batch_retrieve")
-    batch_cancel = unsupported("batch_cancel")
-    batch_delete = unsupported("batch_delete")
-    batch_results = unsupported("batch_results")
-    container_create = unsupported("container_create")
-    container_list = unsupported("container_list")
-    container_retrieve = unsupported("container_retrieve")
-    container_delete = unsupported("container_delete")
-    container_file_create = unsupported("container_file_create")
-    container_file_list = unsupported("container_file_list")
-    container_file_retrieve = unsupported("container_file_retrieve")
-    container_file_content = unsupported("container_file_content")
-    container_file_delete = unsupported("container_file_delete")
-    compaction = unsupported("compaction")
-    count_tokens = unsupported("count_tokens")
-    passthrough = unsupported("passthrough")
-    passthrough_stream = unsupported("passthrough_stream")
+        call, fields = self._asked("list_models", wire)
+        if fields:
+            raise BadRequestError("list_models takes no fields, got: %s" % ", ".join(fields), param=min(fields))
+        return collect(call._caller, call._options)
 
     # ------------------------------------------------------------ for a gateway: the server's own bytes
 
@@ -353,65 +220,3 @@ class BaseOpenAIProvider:
     def _needs_reading(self, operation: str, body: bytes) -> bool:
         """Tell whether a reply may have to change, or to be refused, before it is handed on."""
         return False
-
-    # ------------------------------------------------------------ how a call is made
-
-    def _body(self, operation: str, wire: Dict[str, Any]) -> Dict[str, Any]:
-        """Return the request body of an operation's keywords."""
-        body = merged(wire)
-        if body.get("model", "") is None:  # a null in extra_body says nothing
-            del body["model"]
-            if wire.get("model") is not None:
-                body["model"] = wire["model"]
-        if operation in ("chat_completion_stream", "text_completion_stream"):
-            body["stream"] = True
-            options = body.get("stream_options", {})
-            if type(options) is dict or isinstance(options, Mapping):  # the second is slow
-                body["stream_options"] = {"include_usage": True, **options}
-        elif body.get("stream") and operation in ("chat_completion", "text_completion", "responses", "transcription"):
-            raise BadRequestError("%s cannot stream; call %s_stream" % (operation, operation), param="stream")
-        prepare = self._prepare.get(operation)
-        return body if prepare is None else prepare(body)
-
-    def _record(self, record: Type[R], operation: str, body: Dict[str, Any]) -> R:
-        reply = self._reply(operation, body, body.get("model"))
-        try:
-            payload = object_of(reply.body, operation)
-            adapt = self._adapt.get(operation)
-            result = record(payload if adapt is None else adapt(payload))
-        except BridgeError as error:
-            reply.tell(error)
-            raise
-        return result if self._options.trace is None and not self._shows_raw else self._finished(result, body, reply)
-
-    def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
-        try:
-            return self._caller.reply("POST", PATHS[operation], body, model, self._options)
-        except APIStatusError as error:
-            raise self._explained(operation, error) from None
-
-    def _stream(
-        self, operation: str, body: Wire, model: Optional[str], reader: Callable[[], Union[Reader[T], Forwarding]]
-    ) -> Stream[T]:
-        try:
-            return self._caller.stream(PATHS[operation], body, model, self._options, reader)
-        except APIStatusError as error:
-            raise self._explained(operation, error) from None
-
-    def _explained(self, operation: str, error: APIStatusError) -> APIStatusError:
-        """Return an error with what this kind of server means by it."""
-        return error
-
-    def _finished(self, record: R, body: Dict[str, Any], reply: Reply) -> R:
-        config, trace = self.config, self._options.trace
-        if trace is not None:
-            trace.take(record.get("usage"))
-        if self._shows_raw:
-            extra = record.setdefault("extra_fields", {})
-            if not isinstance(extra, dict):
-                return record  # the server has a field of that name itself
-            if config.send_back_raw_request:
-                extra["raw_request"] = body
-            if config.send_back_raw_response:
-                extra["raw_response"] = reply.body.decode("utf-8", "replace")
-        return record

@@ -11,7 +11,8 @@ from .api import embeddings
 from .api import completions
 from .api import models
 from .errors import APIStatusError, BridgeError, NotFoundError, exceeds_context
-from .provider import PATHS, BaseOpenAIProvider
+from .operations.calls import PATHS
+from .provider import BaseOpenAIProvider
 from .api.records import EmbeddingList, Response, ResponseEvent
 from .client.reply import Reply
 from .client.stream import Stream
@@ -42,15 +43,10 @@ class VLLMProvider(BaseOpenAIProvider):
     _adapt = {"chat_completion": chat.normalise, "text_completion": completions.normalise}
     _marks = BaseOpenAIProvider._marks + (b'"guided_', b'"reasoning', b'"arguments"')
 
-    def embedding(self, /, **wire: Any) -> EmbeddingList:
-        """Embed ``input`` (a string, strings, token ids, lists of them) or ``messages``: POST /v1/embeddings.
-
-        Vectors are lists of floats, unless ``encoding_format`` asks for something else. They travel as base64, which
-        is cheaper to read.
-        """
-        given = self._body("embedding", wire)
-        lacking, name = self._caller.lacks_base64, str(given.get("model"))
-        body = given if lacking.get(name, 0) > time.monotonic() else embeddings.prepare(given)
+    def _embedded(self, body: Dict[str, Any]) -> EmbeddingList:
+        """Ask for base64 unless the caller has said how, or the server has refused it."""
+        lacking, name = self._caller.lacks_base64, str(body.get("model"))
+        given, body = body, body if lacking.get(name, 0) > time.monotonic() else embeddings.prepare(body)
         if body is given:
             return self._record(EmbeddingList, "embedding", given)
         try:
@@ -63,29 +59,19 @@ class VLLMProvider(BaseOpenAIProvider):
         payload = reply.read(lambda: embeddings.converted(object_of(reply.body, "embedding")))
         return self._finished(EmbeddingList(payload), body, reply)
 
-    def responses(self, /, **wire: Any) -> Response:
-        """Answer ``input`` by the Responses API, over chat completions unless ``native_responses`` is set.
-
-        What has no place in a chat request is named in the log and in the reply's ``metadata``.
-        """
-        body = self._body("responses", wire)
+    def _response(self, body: Dict[str, Any]) -> Response:
         if self._natively():
             try:
-                return super().responses(**self._opened(body))
+                return super()._response(self._opened(body))
             except APIStatusError as error:
                 self._go_over_chat(error)
         chat_body, reply, response = self._over_chat(body)
         return self._finished(response, chat_body, reply)
 
-    def responses_stream(self, /, **wire: Any) -> Stream[ResponseEvent]:
-        """Answer ``input`` by the Responses API, event by event.
-
-        An error before the first event is raised; a later one is the stream's ``response.failed``.
-        """
-        body = self._body("responses_stream", wire)
+    def _response_events(self, body: Dict[str, Any]) -> Stream[ResponseEvent]:
         if self._natively():
             try:
-                return super().responses_stream(**self._opened(body))
+                return super()._response_events(self._opened(body))
             except APIStatusError as error:
                 self._go_over_chat(error)
         from .api.responses import iter_events
@@ -93,7 +79,7 @@ class VLLMProvider(BaseOpenAIProvider):
         body.pop("stream", None)
         chat_body, context = self._to_chat(body)
         with _coded():
-            stream = self.chat_completion_stream(**chat_body)
+            stream = self._chunks(self._body("chat_completion_stream", chat_body))
         return stream.converted(lambda chunks: _records(iter_events(chunks, context)))
 
     def forward(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Reply:

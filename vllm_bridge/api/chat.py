@@ -10,7 +10,7 @@ from ..nesting import loads
 from .folding import check_finish, copied, fold, index_of, joined, latest, objects, without_empty_ends
 from .tool_calls import ToolCalls, arguments_text
 
-__all__ = ["ChatAccumulator", "normalise", "normalise_chunk", "prepare", "rename_guided"]
+__all__ = ["ChatAccumulator", "level_outside", "normalise", "normalise_chunk", "prepare", "rename_guided"]
 
 # Removed in vLLM 0.12: a newer server answers 200 and constrains nothing (chat_guided_json_ignored).
 _GUIDED = {
@@ -79,12 +79,12 @@ def rename_guided(body: Dict[str, Any]) -> Dict[str, Any]:
         warnings.warn(
             "%s was removed in vLLM 0.12; it is sent as structured_outputs={%r: ...}" % (old, _GUIDED[old]),
             DeprecationWarning,
-            stacklevel=_level_outside(),
+            stacklevel=level_outside(),
         )
     return body
 
 
-def _level_outside() -> int:
+def level_outside() -> int:
     """Return the `stacklevel` at which a warning of our caller's points at the line outside this package."""
     frame: Optional[FrameType] = sys._getframe(1)
     package = __name__.partition(".")[0]

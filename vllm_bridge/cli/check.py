@@ -74,9 +74,8 @@ def _probe(provider: VLLMProvider, model: str) -> Finding:
 
 
 def _chat(provider: VLLMProvider, model: str) -> Finding:
-    messages = [{"role": "user", "content": "Hello"}]
     return _timed(lambda: provider.chat_completion_stream(
-        model=model, messages=messages, max_tokens=_TOKENS, temperature=0))
+        model=model, messages=[{"role": "user", "content": "Hello"}], max_tokens=_TOKENS, temperature=0))
 
 
 def _completion(provider: VLLMProvider, model: str) -> Finding:

@@ -188,8 +188,8 @@ class Caller:
         if _REQUEST_ID not in headers:
             headers[_REQUEST_ID] = "%032x" % random.getrandbits(128)
         return Call(
-            method, "%s%s" % (key.url, path), headers, body, options.timeout, deadline, options.cancel, self._secrets,
-            options.client, options.session, options.direct,
+            method, "%s%s%s" % (key.url, path, options.query), headers, body, options.timeout, deadline, options.cancel,
+            self._secrets, options.client, options.session, options.direct,
         )
 
     def _headers_for(self, key: Key) -> Dict[str, str]:

@@ -1,11 +1,12 @@
 """The settings of a call that are no wire fields, and what became of it."""
 
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, TypeVar
+from urllib.parse import urlencode
 
 from ..api.decoding import TokenUsage
 from ..config.environment import check_headers
 from ..config.settings import Key
-from ..config.validate import normalise_timeout, number, whole
+from ..config.validate import mapping, normalise_timeout, number, whole
 from ..errors import ConfigError
 from ..http1.wait import Client
 from .cancellation import Cancellation
@@ -66,6 +67,7 @@ class Options:
     client: Client = None
     session: Any = None
     direct: bool = False
+    query: str = ""  # of every URL, with its question mark
     keep_alive_interval: Optional[float] = None
 
     def __init__(
@@ -92,7 +94,7 @@ class Options:
                 state[name] = _CHECKS[name](value, self)
             elif name == "timeout":
                 state[name] = (self.timeout[0], None)
-            elif name not in ("headers", "max_retries"):  # those two stay as they are
+            elif name not in ("headers", "query", "max_retries"):  # those stay as they are
                 state[name] = None
         return self.replaced(state)
 
@@ -134,10 +136,29 @@ def _headers(value: Any, options: Options) -> Dict[str, str]:
     return joined(options.headers, checked) if options.headers else checked
 
 
+def _query(value: Any, options: Options) -> str:
+    """Return parameters as the openai package writes them: ``true``, ``name[]=1&name[]=2``, ``name[key]=1``."""
+    pairs = list(_pairs("", mapping(value, "query")))
+    found = urlencode(pairs)
+    return "%s%s%s" % (options.query, "&" if options.query else "?", found) if found else options.query
+
+
+def _pairs(name: str, value: Any) -> Iterator[Tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _pairs("%s[%s]" % (name, key) if name else str(key), item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _pairs(name + "[]", item)
+    elif value is not None:
+        yield name, str(value).lower() if isinstance(value, bool) else str(value)
+
+
 # How each setting of a call is read: (what was given, the settings so far) -> what counts from now on.
 _CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
     "timeout": lambda value, options: normalise_timeout(value, "timeout", options.timeout[0]),
     "headers": _headers,
+    "query": _query,
     "max_retries": lambda value, options: whole(value, "max_retries"),
     "stream_idle_timeout": lambda value, options: number(value, "stream_idle_timeout", positive=True),
     "deadline": lambda value, options: number(value, "deadline", positive=True),

@@ -30,6 +30,9 @@ from .retry import CONNECTION_NOT_MADE
 __all__ = ["Transport"]
 
 
+_ROUTES = 256  # addresses whose proxies are kept
+
+
 class Transport:
     """The HTTP side of one provider.
 
@@ -151,6 +154,8 @@ class Transport:
         proxies = self._choose_proxies(url)
         if select_proxy(url, proxies) is None:
             proxies = {}
+        if len(self._routes) >= _ROUTES:
+            self._routes.clear()
         route = self._routes[method, url] = _Route(prepared, proxies)
         return route
 
