@@ -20,7 +20,6 @@ from vllm_bridge import (
     ResponseDecodeError,
 )
 from vllm_bridge.http1.connection import Exchange
-from vllm_bridge.http1.limits import Limits
 from vllm_bridge.config.settings import ProxyConfig
 from vllm_bridge.client import reply
 from vllm_bridge.client.reply import Call, Reply
@@ -33,8 +32,8 @@ class BySession(Transport):
     """A transport whose calls go by a caller's own session."""
 
     def open(self, call):
-        with requests.Session() as session:  # what is open stays so
-            return super().open(call._replace(session=session))
+        with requests.Session() as call.session:  # what is open stays so
+            return super().open(call)
 
 
 @pytest.fixture(params=[Transport, BySession])
@@ -87,7 +86,7 @@ def test_a_reply_that_was_closed_is_not_read(transport):
 def test_reading_on_after_an_exchange_was_cancelled(transport):
     with Scripted(["request", SSE_HEAD, chunk(b"one"), "hold"]) as server:
         cancel = Cancellation()
-        open_reply = transport.open(call_to(server, cancel=cancel))
+        open_reply = transport.open(call_to(server, cancellation=cancel))
         assert open_reply.read() == b"one"
         cancel.cancel("enough")
         with pytest.raises(RequestCancelledError, match="enough"):
@@ -101,7 +100,7 @@ def test_a_cancelled_body_is_no_short_body(transport):
         cancel = Cancellation()
         threading.Timer(0.2, cancel.cancel).start()
         with pytest.raises(RequestCancelledError):
-            transport.send(call_to(server, cancel=cancel))
+            transport.send(call_to(server, cancellation=cancel))
 
 
 def test_an_error_whose_body_breaks_off_is_still_that_error(transport):
@@ -149,7 +148,7 @@ def test_an_error_of_converting_a_reply_tells_where_it_is_from():
 
 def test_a_cancellation_covers_many_calls_and_later_ones():
     cancel = Cancellation()
-    first, second, later = (Exchange(Limits()) for _ in range(3))
+    first, second, later = (Exchange() for _ in range(3))
     cancel.add(first)
     cancel.add(second)
     cancel.discard(second)

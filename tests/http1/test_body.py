@@ -2,18 +2,23 @@
 
 import pytest
 
-from vllm_bridge.http1.body import Reader, reader
+from vllm_bridge.http1.body import Decoder, LengthDecoder
+from vllm_bridge.http1.chunked import ChunkedDecoder
 from vllm_bridge.http1.head import ProtocolError, parse_request_head, parse_response_head
 
 CHUNKS = b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
 
 
-def of_request(lines: str) -> Reader:
-    return reader(parse_request_head(("POST / HTTP/1.1\r\nHost: a\r\n%s\r\n" % lines).encode()))
+def decoder(head) -> Decoder:
+    return ChunkedDecoder() if head.chunked else LengthDecoder(head.body_length)
 
 
-def of_response(lines: str) -> Reader:
-    return reader(parse_response_head(("HTTP/1.1 200 OK\r\n%s\r\n" % lines).encode(), "POST"))
+def of_request(lines: str) -> Decoder:
+    return decoder(parse_request_head(("POST / HTTP/1.1\r\nHost: a\r\n%s\r\n" % lines).encode()))
+
+
+def of_response(lines: str) -> Decoder:
+    return decoder(parse_response_head(("HTTP/1.1 200 OK\r\n%s\r\n" % lines).encode(), "POST"))
 
 
 BOTH = pytest.mark.parametrize("made", [of_request, of_response])

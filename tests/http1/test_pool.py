@@ -16,7 +16,7 @@ from vllm_bridge.errors import RequestCancelledError
 from vllm_bridge.http1 import pool as pools
 from vllm_bridge.http1.connection import Exchange, HungUp, NotConnected, Origin
 from vllm_bridge.http1.head import ProtocolError
-from vllm_bridge.http1.limits import Limits, TimedOut
+from vllm_bridge.http1.limits import TimedOut
 from vllm_bridge.http1.pool import Pool, Response
 from vllm_bridge.http1.tls import client_context
 
@@ -36,7 +36,7 @@ def origin_of(server: Scripted, scheme: str = "http") -> Origin:
 
 
 def exchange(silence: float = 10, connect: float = 5, **more: Any) -> Exchange:
-    return Exchange(Limits(connect, silence, more.pop("deadline", None)), **more)
+    return Exchange(connect, silence, **more)
 
 
 def ask(pool: Pool, server: Scripted, body: Any = b"{}", scheme: str = "http", **limits: Any) -> Response:
@@ -333,7 +333,7 @@ def test_a_silence_may_be_waited_out(pool: Pool) -> None:
         with pytest.raises(TimedOut) as caught:
             response.read1()
         assert caught.value.which == "silence"
-        response._exchange.limits.silence = 10
+        response._exchange.silence = 10
         assert body_of(response) == b"fine"
 
 

@@ -20,7 +20,7 @@ from ..http1.head import field_block
 from ..http1.limits import Limits
 from ..http1.pool import Pool, Response
 
-__all__ = ["OwnSession", "Request", "WatchedBody", "framed", "within"]
+__all__ = ["OwnSession", "Request", "WatchedBody", "within"]
 
 _URLS = 256  # addresses taken apart and kept
 
@@ -48,19 +48,16 @@ class OwnSession(requests.Session):
 
 
 class Request(requests.PreparedRequest):
-    """A request of ours on its way through a session: the call and its exchange go with it.
+    """A request of ours on its way through a session: the call goes with it.
 
     `prepared` are the attributes of a request to the same address, with neither headers nor a body.
     """
 
-    def __init__(self, prepared: Dict[str, Any], call: Call, exchange: Exchange) -> None:
+    def __init__(self, prepared: Dict[str, Any], call: Call) -> None:
         self.__dict__.update(prepared)
         self.call = call
-        self.exchange = exchange
         self.headers = CaseInsensitiveDict(call.headers)
         self.body = call.body
-        if call.body is not None:
-            self.headers["Content-Length"] = str(len(call.body))
 
 
 class Adapter(HTTPAdapter):
@@ -90,9 +87,9 @@ class Adapter(HTTPAdapter):
         call = request.call
         target = None if proxies else self.target(call.url)
         if target is not None:
-            return _as_requests_has_it(request, self.carry(call, target, request.headers.items(), request.exchange))
+            return _as_requests_has_it(request, self.carry(call, target, request.headers.items()))
         if call.body is not None and type(call.body) is not bytes:
-            request.body = WatchedBody(call.body, request.exchange)  # type: ignore[assignment]
+            request.body = WatchedBody(call.body, call)  # type: ignore[assignment]
         return super().send(
             request, stream=stream, timeout=within(call), verify=verify, cert=cert, proxies=proxies
         )
@@ -120,9 +117,7 @@ class Adapter(HTTPAdapter):
             return None
         return self._targets.get(url) or self._target(url)
 
-    def carry(
-        self, call: Call, target: Target, headers: Iterable[Tuple[str, str]], exchange: Exchange
-    ) -> Response:
+    def carry(self, call: Call, target: Target, headers: Iterable[Tuple[str, str]]) -> Response:
         """Send a request over a connection of our own."""
         try:
             fields = field_block(headers)
@@ -130,7 +125,7 @@ class Adapter(HTTPAdapter):
             raise BadRequestError(str(error), param="headers") from None
         host = "" if "Host" in call.headers else target.host
         head = "%s %s HTTP/1.1\r\n%s%s\r\n" % (call.method, target.path, host, fields)
-        return self.pool.request(target.origin, call.method, head.encode("latin-1"), call.body, exchange)
+        return self.pool.request(target.origin, call.method, head.encode("latin-1"), call.body, call)
 
     def _target(self, url: str) -> Optional[Target]:
         if len(self._targets) >= _URLS:
@@ -196,17 +191,9 @@ class WatchedBody:
         return data
 
 
-def framed(call: Call) -> Iterable[Tuple[str, str]]:
-    """Return the headers of a call with its body's length."""
-    if call.body is not None:
-        call.headers["Content-Length"] = str(len(call.body))
-    return call.headers.items()
-
-
 def within(call: Call) -> Any:
     """Return the connect and the read timeout, no longer than what is left of the deadline."""
-    limits = Limits(None, None, call.deadline)
-    left = limits.left()
+    left = Limits(None, None, call.deadline).left()
     if left is None:
         return call.timeout
     return tuple(left if limit is None else min(limit, left) for limit in call.timeout)

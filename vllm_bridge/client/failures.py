@@ -19,7 +19,7 @@ from ..errors import (
     RequestCancelledError,
     ResponseDecodeError,
 )
-from ..http1.connection import Exchange, HungUp, NotConnected, is_own
+from ..http1.connection import HungUp, NotConnected, is_own
 from ..http1.head import ProtocolError
 from ..http1.limits import TimedOut
 from .retry import CONNECTION_NOT_MADE, TLS_ERROR
@@ -54,15 +54,15 @@ _OURS = (TimedOut, NotConnected, HungUp, ProtocolError)
 _ALL = _OURS + _OF_HTTP + (OSError,)
 
 
-def translated(error: Exception, call: "Call", exchange: Exchange, verify: Union[bool, str]) -> Optional[BridgeError]:
+def translated(error: Exception, call: "Call", verify: Union[bool, str]) -> Optional[BridgeError]:
     """Return our error for one that the connection has raised, ``None`` for one that is not the connection's."""
     if isinstance(error, RequestCancelledError):
         error.url, error.request_id = call.url, call.request_id
         return error
-    if not isinstance(error, _OURS if exchange.carried else _ALL):  # requests' and urllib3's are of many kinds
+    if not isinstance(error, _OURS if call.carried else _ALL):  # requests' and urllib3's are of many kinds
         return None
-    if exchange.cancelled is not None:
-        return cancelled_error(exchange.cancelled, call)
+    if call.cancelled is not None:
+        return cancelled_error(call.cancelled, call)
     if isinstance(error, TimedOut):
         return _timed_out(call, error.which)
     if isinstance(error, NotConnected):
@@ -71,7 +71,7 @@ def translated(error: Exception, call: "Call", exchange: Exchange, verify: Union
         return _hung_up(call, str(error))
     if isinstance(error, ProtocolError):
         return _unreadable(call, error.message)
-    return _of_requests(error, call, exchange, verify)
+    return _of_requests(error, call, verify)
 
 
 def cancelled_error(why: str, call: "Call") -> RequestCancelledError:
@@ -170,7 +170,7 @@ def _seconds(value: Optional[float]) -> str:
 # ---------------------------------------------------------------- what requests and urllib3 mean
 
 
-def _of_requests(error: Exception, call: "Call", exchange: Exchange, verify: Union[bool, str]) -> BridgeError:
+def _of_requests(error: Exception, call: "Call", verify: Union[bool, str]) -> BridgeError:
     chain = list(_chain(error))
     innermost = chain[-1]
     reason = str(getattr(innermost, "strerror", None) or innermost) or type(innermost).__name__
@@ -182,7 +182,7 @@ def _of_requests(error: Exception, call: "Call", exchange: Exchange, verify: Uni
     timed_out = any(isinstance(inner, _TIMEOUTS) for inner in chain) and not refused
     never_left = any(isinstance(inner, _NEVER_LEFT) for inner in chain)
     if timed_out:
-        which = exchange.limits.over().which
+        which = call.over().which
         return _timed_out(call, "connect" if never_left and which == "silence" else which)
     if isinstance(error, requests.exceptions.SSLError) or _no_bundle(error, call, verify):
         return _not_connected(call, "tls", reason, verify)

@@ -44,12 +44,11 @@ class RawBody:
         if self._content is not None:
             block, self._content = self._content, b""
         else:
-            limits = self._exchange.limits
-            left = limits.left()
+            left = self._exchange.left()
             if self._sock is not None and not self._has_come():
                 if not wait.readable(self._sock, left, self._exchange.client):
-                    raise limits.over()
-                self._sock.settimeout(limits.left())
+                    raise self._exchange.over()
+                self._sock.settimeout(self._exchange.left())
             block = self._read(size)
         self.ended = not block
         if self.ended:
@@ -72,7 +71,7 @@ class RawBody:
         except (OSError, ValueError):
             return False
         finally:
-            self._sock.settimeout(self._exchange.limits.left())
+            self._sock.settimeout(self._exchange.left())
         # The line end after a chunk is not the next one.
         return bool(ahead) and not (below.chunk_left == 0 and b"\r\n".startswith(ahead))
 

@@ -31,25 +31,41 @@ _END = 0.01  # seconds that the end of a body may come after its last event
 _CLOSED = "the stream was closed"
 
 
-class Call(NamedTuple):
-    """One request as the transport takes it.
+class Call(Exchange):
+    """One request as the transport takes it, to be sent once, and the exchange that it becomes.
 
-    `timeout` is (connect, read) in seconds, `deadline` an instant of time.monotonic. `client` is who must still be
-    there while the transport waits (see `http1.wait`), `session` a caller's own. With `direct` what needs no proxy goes
-    past requests. `secrets` are what no error may show, beside the credentials among the headers.
+    `body` is bytes, or an object with read(n) and __len__, or None. `timeout` is (connect, read) in seconds, `deadline`
+    an instant of time.monotonic. `client` is who must still be there while the transport waits (see `http1.wait`),
+    `session` a caller's own. With `direct` what needs no proxy goes past requests. `secrets` are what no error may
+    show, beside the credentials among the headers.
     """
 
-    method: str
-    url: str
-    headers: Dict[str, str]
-    body: Any  # bytes, or an object with read(n) and __len__, or None
-    timeout: Tuple[Optional[float], Optional[float]]
-    deadline: Optional[float] = None
-    cancel: Optional[Cancellation] = None
-    secrets: Tuple[str, ...] = ()
-    client: Client = None
-    session: Any = None
-    direct: bool = False
+    __slots__ = ("method", "url", "headers", "body", "timeout", "cancellation", "secrets", "session", "direct")
+
+    def __init__(
+        self,
+        method: str,
+        url: str,
+        headers: Dict[str, str],
+        body: Any,
+        timeout: Tuple[Optional[float], Optional[float]],
+        deadline: Optional[float] = None,
+        cancellation: Optional[Cancellation] = None,
+        secrets: Tuple[str, ...] = (),
+        client: Client = None,
+        session: Any = None,
+        direct: bool = False,
+    ) -> None:
+        super().__init__(timeout[0], timeout[1], deadline, client)
+        self.method = method
+        self.url = url
+        self.headers = headers
+        self.body = body
+        self.timeout = timeout
+        self.cancellation = cancellation
+        self.secrets = secrets
+        self.session = session
+        self.direct = direct
 
     def __repr__(self) -> str:
         return "Call(%s %s)" % (self.method, self.url)  # the headers hold the key
@@ -127,9 +143,8 @@ class OpenReply:
         status: int,
         headers: Dict[str, str],
         body: Body,
-        exchange: Exchange,
         call: Call,
-        failure: Callable[[BaseException, Call, Exchange], Optional[BaseException]],
+        failure: Callable[[BaseException, Call], Optional[BaseException]],
     ) -> None:
         self.status = status
         self.headers = headers
@@ -137,7 +152,6 @@ class OpenReply:
         self.request_id = headers.get("x-request-id") or call.headers.get("X-Request-Id")
         self._call = call
         self._body = body
-        self._exchange = exchange
         self._failure = failure
         self._content: Callable[[], bytes] = body.read1
         self._plain = True  # no Content-Encoding
@@ -170,8 +184,8 @@ class OpenReply:
             self._reading = False
             if self._closed:
                 self._body.close()
-        if not block and self._exchange.cancelled is not None:
-            raise self._failed(HungUp(self._exchange.cancelled))
+        if not block and self._call.cancelled is not None:
+            raise self._failed(HungUp(self._call.cancelled))
         return block
 
     def read_all(self) -> bytes:
@@ -207,7 +221,7 @@ class OpenReply:
         return error
 
     def _error_body(self) -> bytes:
-        limits = self._exchange.limits
+        limits = self._call
         deadline, end = limits.deadline, time.monotonic() + _ERROR_SECONDS
         limits.deadline = end if deadline is None else min(end, deadline)
         blocks: List[bytes] = []
@@ -227,7 +241,7 @@ class OpenReply:
 
     def set_timeout(self, seconds: Optional[float]) -> None:
         """Limit how long the next reads may wait for a byte."""
-        self._exchange.limits.silence = seconds
+        self._call.silence = seconds
 
     def finish(self) -> None:
         """Give the connection back to the pool if the end of the body is there; else close it.
@@ -235,7 +249,7 @@ class OpenReply:
         The end mark of a stream comes before the last chunk of HTTP's own framing, in the same packet or right after.
         """
         if not self._closed and not self._body.ended:
-            self._exchange.limits.silence = _END
+            self._call.silence = _END
             try:
                 self.read()
             except BridgeError:
@@ -248,17 +262,17 @@ class OpenReply:
             return
         self._closed = True
         if not self._body.ended:
-            self._exchange.cancel(_CLOSED)  # wakes a thread that reads, which then closes
+            self._call.cancel(_CLOSED)  # wakes a thread that reads, which then closes
             if not self._reading:
                 self._body.close()
-        if self._call.cancel is not None:
-            self._call.cancel.discard(self._exchange)
+        if self._call.cancellation is not None:
+            self._call.cancellation.discard(self._call)
 
     def _failed(self, error: BaseException) -> BaseException:
         """Return the error to raise; unless a silence may still end, the connection is closed."""
         if not (isinstance(error, TimedOut) and error.which == "silence"):
             self._body.close()
-        failure = self._failure(error, self._call, self._exchange)
+        failure = self._failure(error, self._call)
         if failure is None:
             return error
         failure.__cause__ = cause_of(error, self._call)

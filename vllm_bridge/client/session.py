@@ -15,15 +15,14 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 import requests
 from requests.utils import default_headers, select_proxy
 
-from .adapter import OwnSession, Request, WatchedBody, framed, within
+from .adapter import OwnSession, Request, WatchedBody, within
 from .failures import bad_proxy, cause_of, foreign_within, translated
 from .raw import RawBody
 from .reply import Call, OpenReply, Reply
 from ..config.settings import NetworkConfig, ProxyConfig
 from ..config.validate import bypasses_proxy, is_this_machine
 from ..errors import APIConnectionError
-from ..http1.connection import Exchange, HungUp
-from ..http1.limits import Limits
+from ..http1.connection import Connection, HungUp
 from ..http1.pool import Response
 from .retry import CONNECTION_NOT_MADE
 
@@ -46,7 +45,8 @@ class Transport:
         self._proxy = proxy
         self._routes: Dict[Tuple[str, str], _Route] = {}
         self._verify = self._certificates()
-        self._own: Tuple[int, OwnSession] = (os.getpid(), self._new_session())
+        self._own = self._new_session()
+        self._pid = Connection.process
 
     def send(self, call: Call) -> Reply:
         """Make a request and read its whole reply.
@@ -63,16 +63,15 @@ class Transport:
 
     def open(self, call: Call) -> OpenReply:
         """Make a request and return its reply with the body still to be read; error statuses are raised."""
-        exchange = Exchange(Limits(call.timeout[0], call.timeout[1], call.deadline), call.client)
-        if call.cancel is not None:
-            call.cancel.add(exchange)
+        if call.cancellation is not None:
+            call.cancellation.add(call)
         try:
-            reply = self._opened(call, exchange)
+            reply = self._opened(call)
         except BaseException as error:
-            exchange.drop()
-            if call.cancel is not None:
-                call.cancel.discard(exchange)
-            failure = self._failure(error, call, exchange)
+            call.drop()
+            if call.cancellation is not None:
+                call.cancellation.discard(call)
+            failure = self._failure(error, call)
             if failure is None:
                 raise
             raise failure from cause_of(error, call)
@@ -85,38 +84,40 @@ class Transport:
 
     def close(self) -> None:
         """Close all idle connections; the transport opens new ones when it is used again."""
-        self._own[1].close()
+        self._own.close()
 
     def tidy(self) -> None:
         """Close the idle connections that are too old or have ended."""
         self._session().adapter.pool.tidy()
 
-    def _opened(self, call: Call, exchange: Exchange) -> OpenReply:
+    def _opened(self, call: Call) -> OpenReply:
         response: Any
-        if exchange.cancelled is not None:
-            raise HungUp(exchange.cancelled)
+        if call.cancelled is not None:
+            raise HungUp(call.cancelled)
         if call.session is not None:
-            response = _by_session(call, exchange)
+            response = _by_session(call)
         else:
-            session = self._session()
+            session = self._own if self._pid == Connection.process else self._session()
             route = self._routes.get((call.method, call.url)) or self._route(call.method, call.url)
+            if call.body is not None:
+                call.headers["Content-Length"] = str(len(call.body))
             target = session.adapter.target(call.url) if call.direct and not route.proxies else None
             if target is not None:
-                response = session.adapter.carry(call, target, framed(call), exchange)
+                response = session.adapter.carry(call, target, call.headers.items())
             else:
                 response = session.send(
-                    Request(route.prepared, call, exchange), stream=True, timeout=call.timeout, verify=self._verify,
+                    Request(route.prepared, call), stream=True, timeout=call.timeout, verify=self._verify,
                     proxies=route.proxies, allow_redirects=False,
                 )
                 # A hook may have read the body already: then it is where the hook has left it.
                 if type(response.raw) is Response and not response._content_consumed:
                     response = response.raw
         if type(response) is Response:
-            reply = OpenReply(response.status, response.fields, response, exchange, call, self._failure)
+            reply = OpenReply(response.status, response.fields, response, call, self._failure)
         else:
-            body = RawBody(response, exchange)
+            body = RawBody(response, call)
             headers = {name.lower(): value for name, value in response.headers.items()}
-            reply = OpenReply(response.status_code, headers, body, exchange, call, self._failure)
+            reply = OpenReply(response.status_code, headers, body, call, self._failure)
             reply.resumes = body.resumes
             if body.decoded:
                 return reply
@@ -125,27 +126,25 @@ class Transport:
         return reply
 
     def _session(self) -> OwnSession:
-        pid, session = self._own
-        if pid != os.getpid():  # forked: the parent's sockets are not ours to use
-            session.close()  # only this process's descriptors
-            session = self._new_session()
-            self._own = os.getpid(), session
-        return session
+        if self._pid != Connection.process:  # forked: the parent's sockets are not ours to use
+            self._own.close()  # only this process's descriptors
+            self._own, self._pid = self._new_session(), Connection.process
+        return self._own
 
     def _new_session(self) -> OwnSession:
         session = OwnSession(self._network, self._verify)
         weakref.finalize(self, session.close)
         return session
 
-    def _failure(self, error: BaseException, call: Call, exchange: Exchange) -> Optional[BaseException]:
+    def _failure(self, error: BaseException, call: Call) -> Optional[BaseException]:
         """Return what to raise in the place of an error; ``None`` is the error itself."""
         if not isinstance(error, Exception):
             return None
-        if not exchange.carried:
-            foreign = exchange.raised or foreign_within(error)
+        if not call.carried:
+            foreign = call.raised or foreign_within(error)
             if foreign is not None:
                 return None if foreign is error else foreign
-        return translated(error, call, exchange, self._verify)
+        return translated(error, call, self._verify)
 
     # ------------------------------------------------------------ proxies and certificates
 
@@ -209,12 +208,12 @@ def _by_proxy(call: Call) -> APIConnectionError:
 _DEFAULTS = default_headers()
 
 
-def _by_session(call: Call, exchange: Exchange) -> requests.Response:
+def _by_session(call: Call) -> requests.Response:
     """Send by a caller's session, whose own settings win over what we would only prefer."""
     session: requests.Session = call.session
     body = call.body
     if body is not None and type(body) is not bytes:
-        body = WatchedBody(body, exchange)
+        body = WatchedBody(body, call)
     headers = {
         name: value for name, value in call.headers.items()
         if name not in _DEFAULTS or session.headers.get(name) in (None, _DEFAULTS[name])

@@ -1,14 +1,13 @@
-"""Where a body ends (RFC 9112 §6.3): three readers, used by both sides; bytes in, bytes out."""
+"""Where a body ends (RFC 9112 §6.3): decoders, used by both sides; bytes in, bytes out."""
 
-from typing import Protocol, Union
+from typing import Optional, Protocol
 
-from .chunked import ChunkedDecoder
-from .head import ProtocolError, RequestHead, ResponseHead
+from .head import ProtocolError
 
-__all__ = ["Reader", "reader"]
+__all__ = ["Decoder", "LengthDecoder"]
 
 
-class Reader(Protocol):
+class Decoder(Protocol):
     """Take a body out of the bytes of a connection, however they are cut.
 
     Feed it until ``finished``; ``rest`` is then what came after the body.
@@ -24,51 +23,33 @@ class Reader(Protocol):
         """Take note that the input has ended; raises ProtocolError unless the body may end so."""
 
 
-def reader(head: Union[RequestHead, ResponseHead]) -> Reader:
-    """Return the reader of the body that follows a head."""
-    if head.chunked:
-        return ChunkedDecoder()
-    return _UntilTheEnd() if head.body_length is None else _ByLength(head.body_length)
-
-
-class _ByLength:
-    """A body whose length the head has told."""
+class LengthDecoder:
+    """A body whose length the head has told, or with ``None`` a response's that ends with the connection."""
 
     __slots__ = ("finished", "rest", "_left")
 
-    def __init__(self, length: int) -> None:
-        self.finished = not length
+    def __init__(self, length: Optional[int]) -> None:
+        self.finished = length == 0
         self.rest = b""
         self._left = length
 
     def feed(self, data: bytes) -> bytes:
+        """Return what of the data belongs to the body."""
         left = self._left
-        self._left -= len(data)
-        if self._left > 0:
+        if left is None:
             return data
-        if self._left < 0:
+        if len(data) < left:
+            self._left = left - len(data)
+            return data
+        self.finished = True
+        self._left = 0
+        if len(data) > left:
             self.rest += data[left:]
             data = data[:left]
-            self._left = 0
-        self.finished = True
         return data
 
     def end(self) -> None:
-        if not self.finished:
+        """Take note that the input has ended; raises ProtocolError unless the whole length was there."""
+        if self._left:
             raise ProtocolError(400, "the connection ended %d bytes before the body's Content-Length" % self._left)
-
-
-class _UntilTheEnd:
-    """A response's body that ends with the connection."""
-
-    __slots__ = ("finished", "rest")
-
-    def __init__(self) -> None:
-        self.finished = False
-        self.rest = b""
-
-    def feed(self, data: bytes) -> bytes:
-        return data
-
-    def end(self) -> None:
         self.finished = True

@@ -20,7 +20,7 @@ _LONGEST_LINE = MAX_EXTENSION + 20
 
 
 class ChunkedDecoder:
-    """Read a body in chunks: a `body.Reader`. Trailers are read strictly, and forgotten."""
+    """Read a body in chunks: a `body.Decoder`. Trailers are read strictly, and forgotten."""
 
     __slots__ = ("finished", "rest", "_left", "_pending", "_extensions")
 

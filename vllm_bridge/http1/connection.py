@@ -47,17 +47,25 @@ class Held(Protocol):
         """Shut it down, so that a thread that waits for it wakes up."""
 
 
-class Exchange:
+class Exchange(Limits):
     """A request and its response, which any thread and any signal's handler may break off: there is no lock.
 
     Whoever takes the connection out of ``_held`` decides what becomes of it: the exchange when it ends, or who cancels
     it. Closing it is always the exchange's own.
     """
 
-    __slots__ = ("limits", "client", "cancelled", "carried", "raised", "connection", "_held")
+    __slots__ = ("client", "cancelled", "carried", "raised", "connection", "_held")
 
-    def __init__(self, limits: Limits, client: wait.Client = None) -> None:
-        self.limits = limits
+    def __init__(
+        self,
+        connect: Optional[float] = None,
+        silence: Optional[float] = None,
+        deadline: Optional[float] = None,
+        client: wait.Client = None,
+    ) -> None:
+        self.connect = connect
+        self.silence = silence
+        self.deadline = deadline
         self.client = client
         self.cancelled: Optional[str] = None  # why it was broken off
         self.carried = False  # by a connection of ours, not urllib3's
@@ -113,10 +121,12 @@ class Connection:
 
     __slots__ = ("origin", "socket", "pid", "connect_seconds", "sent_at", "idle_since", "_channel", "_tls")
 
+    process = os.getpid()  # of whoever asks; a connection belongs to the process ``pid`` that made it
+
     def __init__(self, origin: Origin, sock: socket.socket) -> None:
         self.origin = origin
         self.socket = sock
-        self.pid = os.getpid()
+        self.pid = self.process
         self.connect_seconds = 0.0  # how long it took to connect, TLS not counted
         self.sent_at = 0.0  # when the last byte was written, of time.monotonic
         self.idle_since = 0.0
@@ -125,12 +135,11 @@ class Connection:
 
     def receive(self, exchange: Exchange, size: int = BLOCK) -> bytes:
         """Return what has come, waiting for it; ``b""`` at the end."""
-        limits = exchange.limits
         tls = self._tls
         while True:
-            left = limits.silence if limits.deadline is None else limits.left()
+            left = exchange.silence if exchange.deadline is None else exchange.left()
             if (tls is None or not tls.pending()) and not wait.readable(self.socket, left, exchange.client):
-                raise limits.over()
+                raise exchange.over()
             try:
                 return self._channel.recv(size)
             except OSError as error:
@@ -160,7 +169,7 @@ class Connection:
 
     def shut(self) -> None:
         """Shut it down, which unlike closing wakes a thread that waits for it; not after a fork, for it is shared."""
-        if self.pid == os.getpid():
+        if self.pid == self.process:
             try:
                 self.socket.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -171,8 +180,8 @@ class Connection:
         self.socket.close()
 
     def _wait_for_room(self, exchange: Exchange) -> None:
-        if not wait.writable(self.socket, exchange.limits.left(), exchange.client):
-            raise exchange.limits.over()
+        if not wait.writable(self.socket, exchange.left(), exchange.client):
+            raise exchange.over()
 
     def reach(self, address: Any, limits: Limits, client: wait.Client) -> None:
         """Connect the socket."""
@@ -206,13 +215,21 @@ class Connection:
                 raise TimedOut("connect")
 
 
+def _forked() -> None:
+    Connection.process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
+
+
 def connect(origin: Origin, exchange: Exchange, context: Optional[ssl.SSLContext]) -> Connection:
     """Make a connection for an exchange, by one of the host's addresses; raises NotConnected and TimedOut."""
-    limits = exchange.limits.connecting()
+    limits = exchange.connecting()
     try:
         return _connected(origin, exchange, context, limits)
     except TimedOut:
-        whole = exchange.limits.deadline
+        whole = exchange.deadline
         raise TimedOut("connect" if whole is None or time.monotonic() < whole else "deadline") from None
 
 

@@ -1,12 +1,12 @@
 """Connections that are kept for the next request, and the requests that they carry. Threads may share a pool."""
 
-import os
 import ssl
 import time
 from collections import deque
 from typing import Any, Deque, Dict, Iterator, Optional, Tuple, Union
 
-from .body import Reader, reader
+from .body import Decoder, LengthDecoder
+from .chunked import ChunkedDecoder
 from .connection import BLOCK, Connection, Exchange, HungUp, NotConnected, Origin, connect, is_own
 from .head import ProtocolError, ResponseHead, find_head_end, parse_response_head
 from .tls import client_context
@@ -50,18 +50,18 @@ class Pool:
         connection, where writing fails or an end comes at once.
         """
         exchange.carried = True
-        connection = self.take(origin)
+        kept = self.take(origin)
         try:
-            if connection is not None:
-                exchange.attach(connection)
+            if kept is not None:
+                exchange.attach(kept)
                 try:
-                    return self._carried(connection, method, head, body, exchange)
+                    return Response(self, exchange, *_carried(kept, method, head, body, exchange))
                 except _Stale:
                     if exchange.cancelled is not None:
                         raise
                 exchange.drop()
-            connection = connect(origin, exchange, self._tls_context() if origin.scheme == "https" else None)
-            return self._carried(connection, method, head, body, exchange)
+            new = connect(origin, exchange, self._tls_context() if origin.scheme == "https" else None)
+            return Response(self, exchange, *_carried(new, method, head, body, exchange))
         except BaseException:
             exchange.drop()
             raise
@@ -88,7 +88,7 @@ class Pool:
         if idle is None:
             idle = self._idle.setdefault(connection.origin, deque())
         connection.idle_since = now = time.monotonic()
-        if len(idle) < self.kept and connection.pid == os.getpid():
+        if len(idle) < self.kept and connection.pid == connection.process:
             idle.append(connection)
         else:
             connection.close()
@@ -128,36 +128,50 @@ class Pool:
                 raise NotConnected("tls", "its certificates cannot be read: %s" % error) from error
         return self._context
 
-    def _carried(
-        self, connection: Connection, method: str, head: bytes, body: Any, exchange: Exchange
-    ) -> "Response":
-        unsent: Optional[HungUp] = None
-        try:
-            if type(body) is bytes and len(body) <= BLOCK:
-                connection.send(head + body, exchange)  # in one write
-            else:
-                _write(connection, head, body, exchange)
-        except HungUp as error:
-            unsent = error  # the server may have answered before it closed: an error, most likely
-        try:
-            response_head, rest = _read_head(connection, method, exchange)
-        except _Ended as error:
+
+class _Stale(HungUp):
+    """The connection ended so that the server cannot have taken the request, if the connection was a kept one."""
+
+
+def _carried(
+    connection: Connection, method: str, head: bytes, body: Any, exchange: Exchange
+) -> Tuple[ResponseHead, bytes]:
+    """Send a request; return the head of its response and the bytes after it."""
+    unsent: Optional[HungUp] = None
+    try:
+        if type(body) is bytes and len(body) <= BLOCK:
+            connection.send(head + body, exchange)  # in one write
+        else:
+            _write(connection, head, body, exchange)
+    except HungUp as error:
+        unsent = error  # the server may have answered before it closed: an error, most likely
+    try:
+        data = connection.receive(exchange)
+    except HungUp as error:
+        raise _ended(connection, unsent, str(error)) from error
+    if not data:
+        raise _ended(connection, unsent, "the server closed the connection without a response") from unsent
+    for _ in range(_INTERIM):
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            data, end = _collected(connection, data, exchange)
+        response = parse_response_head(data[:end], method)
+        data = data[end:]
+        if response.status >= 200:
             if unsent is not None:
-                raise _Stale(str(unsent)) from unsent
-            if time.monotonic() - connection.sent_at <= max(_SOON, _ROUND_TRIPS * connection.connect_seconds):
-                raise _Stale(str(error)) from error.__cause__
-            raise
-        if unsent is not None:
-            response_head.keep_alive = False
-        return Response(self, exchange, response_head, rest)
+                response.keep_alive = False
+            return response, data
+        if response.status == 101:
+            raise ProtocolError(400, "the server switches to another protocol, which nobody asked for")
+    raise ProtocolError(400, "more than %d interim responses" % _INTERIM)
 
 
-class _Ended(HungUp):
-    """The connection ended before a byte of a response had come."""
-
-
-class _Stale(_Ended):
-    """And so that the server cannot have taken the request, if the connection was a kept one."""
+def _ended(connection: Connection, unsent: Optional[HungUp], reason: str) -> HungUp:
+    """Return the error for a connection that ended before a byte of a response had come."""
+    if unsent is not None:
+        return _Stale(str(unsent))
+    soon = max(_SOON, _ROUND_TRIPS * connection.connect_seconds)
+    return _Stale(reason) if time.monotonic() - connection.sent_at <= soon else HungUp(reason)
 
 
 def _write(connection: Connection, head: bytes, body: Any, exchange: Exchange) -> None:
@@ -169,27 +183,6 @@ def _write(connection: Connection, head: bytes, body: Any, exchange: Exchange) -
         connection.send(head, exchange)
         for block in iter(lambda: body.read(BLOCK), b""):
             connection.send(block, exchange)
-
-
-def _read_head(connection: Connection, method: str, exchange: Exchange) -> Tuple[ResponseHead, bytes]:
-    """Return the head of the response and the bytes after it."""
-    try:
-        data = connection.receive(exchange)
-    except HungUp as error:
-        raise _Ended(str(error)) from error
-    if not data:
-        raise _Ended("the server closed the connection without a response")
-    for _ in range(_INTERIM):
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 4:
-            data, end = _collected(connection, data, exchange)
-        head = parse_response_head(data[:end], method)
-        data = data[end:]
-        if head.status >= 200:
-            return head, data
-        if head.status == 101:
-            raise ProtocolError(400, "the server switches to another protocol, which nobody asked for")
-    raise ProtocolError(400, "more than %d interim responses" % _INTERIM)
 
 
 def _collected(connection: Connection, data: bytes, exchange: Exchange) -> Tuple[bytes, int]:
@@ -215,7 +208,7 @@ class Response:
     """
 
     __slots__ = (
-        "status", "reason", "fields", "version", "ended", "_pool", "_exchange", "_keep", "_reader", "_rest", "_fault",
+        "status", "reason", "fields", "version", "ended", "_pool", "_exchange", "_keep", "_decoder", "_rest", "_fault",
     )
 
     def __init__(self, pool: Pool, exchange: Exchange, head: ResponseHead, rest: bytes) -> None:
@@ -228,8 +221,8 @@ class Response:
         self._keep = head.keep_alive
         self._rest = rest  # received, still to be taken apart
         self._fault: Optional[ProtocolError] = None
-        self._reader: Reader = reader(head)
-        self.ended = self._reader.finished
+        self._decoder: Decoder = ChunkedDecoder() if head.chunked else LengthDecoder(head.body_length)
+        self.ended = self._decoder.finished
         if self.ended:
             self._finish(rest)
 
@@ -238,7 +231,7 @@ class Response:
 
         Raises TimedOut, after which it can be read on, HungUp and ProtocolError.
         """
-        body = self._reader
+        body = self._decoder
         while not self.ended:
             if self._fault is not None:
                 raise self._fault
@@ -268,12 +261,12 @@ class Response:
         connection = self._exchange.connection
         if connection is None:
             raise HungUp("the connection was closed")
-        if connection.pid != os.getpid():
+        if connection.pid != connection.process:
             raise HungUp("the connection belongs to the process that made it")
         data = connection.receive(self._exchange, size)
         if not data:
             try:
-                self._reader.end()
+                self._decoder.end()
             except ProtocolError as error:
                 raise HungUp(error.message) from None
         return data

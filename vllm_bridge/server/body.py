@@ -6,7 +6,8 @@ from typing import Iterator
 
 from ..errors import RequestCancelledError
 from ..http1 import wait
-from ..http1.body import reader
+from ..http1.body import Decoder, LengthDecoder
+from ..http1.chunked import ChunkedDecoder
 from ..http1.head import ProtocolError, RequestHead
 
 __all__ = ["RequestBody"]
@@ -25,7 +26,7 @@ class RequestBody:
     """
 
     __slots__ = (
-        "finished", "rest", "_sock", "_reader", "_length", "_data", "_silence", "_waited", "_received", "_size",
+        "finished", "rest", "_sock", "_decoder", "_length", "_data", "_silence", "_waited", "_received", "_size",
         "_wants_leave", "_broken",
     )
 
@@ -34,10 +35,10 @@ class RequestBody:
         self._length = head.body_length
         self.finished = self._length == 0
         self.rest = self._data = data
-        self._reader = reader(head)
+        self._decoder: Decoder = ChunkedDecoder() if head.chunked else LengthDecoder(head.body_length)
         self._silence = silence
         self._waited = 0.0  # seconds
-        self._received = 0  # bytes that the reader has seen
+        self._received = 0  # bytes that the decoder has seen
         self._size = 0  # bytes of the body that came out of them
         self._wants_leave = head.expect_continue and not data  # a client that sends it along needs no 100 Continue
         self._broken = False
@@ -75,8 +76,8 @@ class RequestBody:
         self._broken = True  # until it has come out well
         data, self._data = self._data or self._receive(), b""
         self._received += len(data)
-        block = self._reader.feed(data)
-        self.finished, self.rest = self._reader.finished, self._reader.rest
+        block = self._decoder.feed(data)
+        self.finished, self.rest = self._decoder.finished, self._decoder.rest
         self._size += len(block)
         if self._size > limit:
             raise _too_long(limit)
