@@ -53,7 +53,8 @@ class Calls:
 
         That is this provider, or a copy with the settings of the call that are among them.
         """
-        call = self if self._looked_at.issuperset(wire) else self._with_settings(operation, wire)
+        ours = self._looked_at.issuperset(wire) or self._options.direct  # a gateway's client sends fields, no settings
+        call = self if ours else self._with_settings(operation, wire)
         return call, call._body(operation, wire)
 
     def _with_settings(self: Self, operation: str, wire: Dict[str, Any]) -> Self:
