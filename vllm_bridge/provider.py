@@ -103,8 +103,8 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         `headers`: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a
         `Trace` to fill in. `session`: a ``requests.Session`` to send by. For a gateway `client`, who must still be
         there (a socket, or a function that says who has left), `keep_alive_interval`: streams give comments, as bytes;
-        after so many seconds of silence one of our own, with 0 the server's alone; and `direct`: what needs no proxy
-        goes past requests.
+        after so many seconds of silence one of our own, with 0 the server's alone; `direct`: what needs no proxy
+        goes past requests; and `verbatim`: ``extra_body`` is a field like any other.
         """
         return self._with(options)
 

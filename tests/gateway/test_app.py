@@ -159,6 +159,36 @@ def test_keys_by_model_and_by_name(echo: EchoServer) -> None:
             assert (unknown.status, unknown.error["code"]) == (400, "no_keys_found")
 
 
+@pytest.mark.parametrize("path, body", [
+    (CHAT, chat("x")), (CHAT, chat("x", stream=True)), ("/v1/completions", {"prompt": "x"}),
+    ("/v1/embeddings", {"input": "x"}), ("/v1/rerank", {"query": "x", "documents": ["x"]}),
+    ("/v1/responses", {"input": "x"}), ("/v1/responses", {"input": "x", "stream": True}),
+])
+def test_rules_and_log_see_the_model_that_the_server_sees(echo: EchoServer, path: str, body: Dict[str, Any]) -> None:
+    keys = [{"url": echo.url, "blacklisted_models": ["other"]}]
+    with gateway(provider={"keys": keys}, log_format="json") as address, log_lines() as lines:
+        extras: List[Any] = [{"model": "other"}, {"model": None}, {"model": ["other"]}, {"model": 5, "n": 9}, "x", [1]]
+        for extra in extras:
+            echo.requests.clear()
+            found = ask(address, "POST", path, dict(body, model="vllm/echo", extra_body=extra, seed=None))
+            assert found.status == 200, found.body
+            (sent,) = echo.requests
+            assert sent.json["model"] == "echo" and "seed" not in sent.json
+            assert sent.json.get("extra_body", extra) == extra
+            if path != "/v1/responses":  # which goes over chat: an unknown field is the chat's too
+                assert sent.json["extra_body"] == extra
+        echo.requests.clear()
+        for extra in [{"model": "vllm/other"}, *extras]:
+            found = ask(address, "POST", path, dict(body, model="echo", extra_params=extra))
+            assert (found.status, len(echo.requests)) == (400, 0), extra
+        found = ask(address, "POST", path, dict(body, model="other", extra_params={"model": "vllm/echo", "top_k": 3}))
+        assert found.status == 200 and echo.requests[-1].json["model"] == "echo"
+        assert "extra_params" not in echo.requests[-1].json and echo.requests[-1].json["top_k"] == 3
+        until(lambda: len(lines) == 14)
+        assert [line["model"] for line in lines if line["status"] == 200] == ["echo"] * 7
+        assert sorted(str(line["model"]) for line in lines if line["status"] != 200) == ["None"] * 5 + ["other"] * 2
+
+
 def test_fallbacks_in_their_order(echo: EchoServer) -> None:
     with gateway(echo) as address:
         body = chat("x", model="gone", fallbacks=["vllm/gone-too", 5, "", "vllm/other", "echo"])

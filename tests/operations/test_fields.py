@@ -134,5 +134,5 @@ def test_what_the_gateway_hands_on_is_its_clients_own():
         assert server.requests[0].json == json.loads(json.dumps(body))
     with Scripted(["request", answer({"results": []})]) as server, VLLMProvider(server.url) as provider:
         body = {"query": "q", "documents": ["d"], "timeout": 5, "extra_headers": {"a": "b"}, "api_key": "x", "qery": 1}
-        assert provider.with_options(direct=True).rerank(**body).results == []
+        assert provider.with_options(verbatim=True).rerank(**body).results == []
         assert server.requests[0].json == body and "a" not in dict(server.requests[0].headers)

@@ -56,7 +56,8 @@ class Options:
     They are not changed once they are made: `changed` returns others. For a gateway: `client` is whose call it is, for
     as long as he is there (see `http1.wait`); with `direct` calls that need no proxy go past requests;
     `keep_alive_interval` makes comments items of a stream, as bytes: the server's if it is 0, else after so many
-    seconds of silence our own as well.
+    seconds of silence our own as well; with `verbatim` the keywords of an operation are a body that somebody else
+    wrote, in which ``extra_body`` is a field like any other.
     """
 
     deadline: Optional[float] = None
@@ -69,6 +70,7 @@ class Options:
     direct: bool = False
     query: str = ""  # of every URL, with its question mark
     keep_alive_interval: Optional[float] = None
+    verbatim: bool = False
 
     def __init__(
         self,
@@ -169,5 +171,6 @@ _CHECKS: Dict[str, Callable[[Any, Options], Any]] = {
     "client": lambda value, options: value,
     "session": lambda value, options: value,
     "direct": _instance(bool, "direct"),
+    "verbatim": _instance(bool, "verbatim"),
     "keep_alive_interval": lambda value, options: number(value, "keep_alive_interval"),
 }

@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
-from ..api.body import read_object, replaced, scan, stands_once, to_json
+from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
 from ..errors import APIStatusError, BridgeError, ConfigError, NotFoundError, UnsupportedOperationError
 from ..http1.head import ProtocolError
@@ -36,7 +36,7 @@ _JSON = [("Content-Type", "application/json")]
 _NEEDED = frozenset(("model", "stream", "stream_options", "n", "prompt", "input"))
 # and those that would have to be changed on the way.
 _LOOKED_AT = _NEEDED | frozenset((
-    "fallbacks extra_body extra_params messages prompt_embeds guided_json guided_regex guided_choice guided_grammar"
+    "fallbacks extra_params messages prompt_embeds guided_json guided_regex guided_choice guided_grammar"
 ).split())
 _SPOOLED = 1024 * 1024  # bytes of an uploaded file that stay in memory
 _READY_WITHIN = 2.0  # seconds that a server has to say that it is there
@@ -71,7 +71,7 @@ class Gateway:
         self.settings = settings
         self.provider = VLLMProvider(config=settings.provider) if provider is None else provider
         self._provider = self.provider.with_options(
-            direct=True, keep_alive_interval=settings.sse_keep_alive_interval
+            direct=True, verbatim=True, keep_alive_interval=settings.sse_keep_alive_interval
         )
         self.journal = Journal(metrics.Metrics(settings.workers), self.provider, settings.log_format)
         self._authentication = Authentication(settings.api_keys)
@@ -191,6 +191,8 @@ class Gateway:
             if known is None:
                 raise
             body = known
+        if "extra_params" in body:
+            return self._carry_out(request, entry, operation, _unwrapped(body), None)
         return self._carry_out(request, entry, operation, body, data)
 
     def _form(self, request: Request, entry: Entry) -> Answer:
@@ -345,6 +347,12 @@ def _unread(operation: Operation, data: bytes) -> Optional[Dict[str, Any]]:
         return None  # how many choices will end cannot be counted
     found["..."] = ...  # all the rest: this body cannot be printed
     return found
+
+
+def _unwrapped(body: Dict[str, Any]) -> Dict[str, Any]:
+    """Merge what Bifrost's clients wrap in ``extra_params`` into a body, before anything in it is looked at."""
+    own = {"extra_body": body.pop("extra_body")} if "extra_body" in body else {}
+    return {**own, **merged(body)}
 
 
 def _check_coding(request: Request) -> None:

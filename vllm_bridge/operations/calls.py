@@ -53,7 +53,7 @@ class Calls:
 
         That is this provider, or a copy with the settings of the call that are among them.
         """
-        ours = self._looked_at.issuperset(wire) or self._options.direct  # a gateway's client sends fields, no settings
+        ours = self._looked_at.issuperset(wire) or self._options.verbatim  # a client sends fields, no settings
         call = self if ours else self._with_settings(operation, wire)
         return call, call._body(operation, wire)
 
@@ -81,7 +81,10 @@ class Calls:
 
     def _body(self, operation: str, wire: Dict[str, Any]) -> Dict[str, Any]:
         """Return the request body of an operation's fields."""
-        body = merged(wire)
+        if self._options.verbatim:
+            body = {name: value for name, value in wire.items() if value is not None}
+        else:
+            body = merged(wire)
         if body.get("model", "") is None:  # a null in extra_body says nothing
             del body["model"]
             if wire.get("model") is not None:
