@@ -420,7 +420,7 @@ def test_str_says_where_it_happened():
         (IncompleteStreamError("m"), 502),
         (RequestCancelledError("m"), 499),
         (UnsupportedOperationError("m"), 400),
-        (ResponseDecodeError("m"), 500),
+        (ResponseDecodeError("m"), 502),
         (ConfigError("m"), 500),
         (BridgeError("m"), 500),
     ],

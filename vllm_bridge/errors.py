@@ -156,6 +156,8 @@ class InternalServerError(APIStatusError):
 class ResponseDecodeError(BridgeError, ValueError):
     """The answer is not what the API promises: not JSON, the wrong type, a field missing."""
 
+    default_code = "invalid_response"
+
 
 class IncompleteStreamError(BridgeError):
     """A stream stopped without ``[DONE]`` or a finish reason.
@@ -403,7 +405,7 @@ def http_status(error: BridgeError) -> int:
 
 _ANSWERED_WITH = (
     (APITimeoutError, 504),
-    ((APIConnectionError, IncompleteStreamError), 502),
+    ((APIConnectionError, IncompleteStreamError, ResponseDecodeError), 502),
     (RequestCancelledError, 499),
     (UnsupportedOperationError, 400),
 )

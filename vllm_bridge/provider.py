@@ -34,6 +34,7 @@ Timeout = Union[float, Tuple[Optional[float], Optional[float]], None]
 
 
 _USAGE = {"include_usage": True}
+_CHECKED = 64 * 1024  # bytes of a reply up to which it costs little to see that it is one before it is handed on
 
 
 class _Unset:
@@ -179,6 +180,8 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         reply = self._reply(operation, wire, wire.get("model"))
         is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
         if is_object and not self._shows_raw and not self._needs_reading(operation, reply.body):
+            if len(reply.body) <= _CHECKED:
+                reply.read(lambda: object_of(reply.body))
             return reply
         return reply.read(lambda: self._rewritten(operation, wire, reply))
 

@@ -18,7 +18,7 @@ ERROR = {"message": "it broke", "type": "server_error", "param": None, "code": 5
 def responses(*given: Dict[str, Any]) -> Any:
     provider: Any = SimpleNamespace(responses_stream=lambda **body: list(given))
     open_stream: Any = OPERATIONS["responses"].stream
-    return open_stream(Asked(provider, {}, None, Trace()))
+    return open_stream(Asked(provider, {}, None, Trace(), lambda code, message: message))
 
 
 def test_usage_is_read_from_the_bytes_of_a_recorded_reply() -> None:

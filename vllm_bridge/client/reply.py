@@ -12,6 +12,7 @@ from ..errors import (
     BridgeError,
     ResponseDecodeError,
     error_from_body,
+    undecodable,
 )
 from ..config.redaction import credentials, mask, shortened
 from ..http1.coding import decoded
@@ -214,7 +215,11 @@ class OpenReply:
                 status_code=self.status,
                 **fields,
             )
-        error = error_from_body(self.status, self.headers.get("content-type") or "", self._error_body(), **fields)
+        body = self._error_body()
+        if not 400 <= self.status <= 599:
+            problem = "the server answered with status %d, which HTTP does not have" % self.status
+            return undecodable(problem, body.decode("utf-8", "replace"), **fields)
+        error = error_from_body(self.status, self.headers.get("content-type") or "", body, **fields)
         error.retry_after = parse_retry_after(
             self.headers.get("retry-after"), time.time(), self.headers.get("retry-after-ms")
         )

@@ -383,8 +383,8 @@ def _beginning(source: Source, size: int, seconds: float) -> bytes:
         try:
             block = source.read()
         except (APIConnectionError, ResponseDecodeError) as error:
-            if error.code is not None:
-                raise  # the deadline
+            if error.code == "deadline":
+                raise
             break
         if not block:
             break

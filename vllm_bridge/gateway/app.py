@@ -1,5 +1,6 @@
 """The gateway as an application: who asks, for what, of which model; the provider does the rest."""
 
+from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
@@ -235,7 +236,9 @@ class Gateway:
             data = None  # two readers might find two models in it
         if isinstance(body.get("stream"), str):
             body["stream"], data = body["stream"].strip().lower() not in _FALSE, None  # as vLLM reads it
-        asked = Asked(self._provider_for(request, entry), body, data, entry.trace)
+        asked = Asked(
+            self._provider_for(request, entry), body, data, entry.trace, partial(self._errors.words, entry)
+        )
         models = Models(entry, asked, others, self._errors)
         if body.get("stream") and operation.stream is not None:
             return Answer(200, _STREAM, Streamed(request, entry, self._errors, models, operation.stream))
@@ -264,7 +267,8 @@ class Gateway:
             model["id"] = PREFIX + str(model.get("id"))
         for status in found.get("key_statuses") or ():
             if "error" in status:
-                status["error"]["message"] = self._errors.clean(str(status["error"].get("message")))
+                error = status["error"]
+                error["message"] = self._errors.words(entry, error.get("code"), str(error.get("message")))
         return found
 
     def _models(self, request: Request, entry: Entry) -> Answer:

@@ -3,11 +3,13 @@
 import errno
 import logging
 import math
+import re
 import time
 from typing import Any, Dict, Iterable, List, Tuple
 
 from ..client.failures import LACKING
-from ..config.redaction import Redaction
+from ..client.retry import TLS_ERROR
+from ..config.redaction import Redaction, masked, shortened
 from ..errors import (
     APIConnectionError,
     APIStatusError,
@@ -16,6 +18,7 @@ from ..errors import (
     IncompleteStreamError,
     InternalServerError,
     RequestCancelledError,
+    ResponseDecodeError,
     UnsupportedOperationError,
     error_to_payload,
     http_status,
@@ -32,6 +35,17 @@ _REFUSED = {408: "request_timeout", 413: "request_too_large", 500: "internal_err
 _KEY_REFUSED = "upstream_authentication_error"
 _AGAIN = 60.0  # seconds after which the log tells again of a server that refuses the gateway's key
 _PLACES = 1.0  # seconds after which a place may be free again
+_LOGGED = 4000  # characters of a server's message
+# What a client may know of a server's reply that cannot be read, and of others that say more than they should.
+_UNREADABLE = "the vLLM server sent a reply that cannot be read; the gateway's log says more"
+_NO_TLS = "no secure connection to the vLLM server; the gateway's log says more"
+_INSIDE = "the vLLM server failed on this request; the gateway's log says more"
+_KEPT = {ResponseDecodeError.default_code: _UNREADABLE, TLS_ERROR: _NO_TLS}
+# The stack of Python, of C++ in PyTorch, of Rust, Go and Java or JavaScript; in JSON quotes and line ends are escaped.
+_STACK = re.compile(
+    r"\(most recent call (?:last|first)|File \\{0,3}\"[^\"\n]{1,500}\", line [0-9]|\bframe #[0-9]+: |stack backtrace:"
+    r"|goroutine [0-9]+ \[|(?:\n|\\n|\")(?:[ \t]|\\t)+at [^\n]{1,300}:[0-9]"
+)
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
 
 
@@ -65,9 +79,18 @@ class Errors:
         self._servers = tuple(servers)  # their URLs
         self._told: Dict[str, float] = {}  # when the log has told last that a server refuses the gateway's key
 
-    def clean(self, message: str) -> str:
-        """Return a message without addresses and secrets."""
-        return self._redaction.clean(message)
+    def words(self, entry: Entry, code: Any, message: str) -> str:
+        """Return what a client is told of a failure: no addresses or secrets, and not what is for the log alone.
+
+        `code` and `message` are the error's.
+        """
+        instead = _KEPT.get(code) if isinstance(code, str) else None
+        if instead is None and _STACK.search(message) is not None:
+            instead = _INSIDE
+        if instead is None:
+            return self._redaction.clean(message)
+        logger.warning("request %s: %s", entry.id, shortened(masked(message, self._redaction.secrets), _LOGGED))
+        return instead
 
     def ours(self, entry: Entry, error: Exception, stopping: bool) -> BridgeError:
         """Return the error as which a client is told of any that came up; what is our own goes to the log."""
@@ -119,16 +142,13 @@ class Errors:
         """Return the status and the payload that tell a client of an error, and log what the operator has to know."""
         self.note(entry, error)
         redirected = error.status_code is not None and 300 <= error.status_code < 400
-        if redirected or isinstance(error, (APIConnectionError, IncompleteStreamError)):
+        if redirected or isinstance(error, (APIConnectionError, IncompleteStreamError)) and error.code not in _KEPT:
             logger.warning("request %s: %s", entry.id, error.message)
         payload = error_to_payload(error)
         inner = payload["error"]
         if redirected:
             inner["message"] = "the vLLM server redirects, and redirects are not followed"
             return 502, payload
-        if error.code == "tls_error":
-            inner["message"] = "no secure connection to the vLLM server; the gateway's log says more"
-        else:
-            inner["message"] = self._redaction.clean(inner["message"])
+        inner["message"] = self.words(entry, error.code, error.message)
         # No descriptor or memory left is not the server's fault, as a 502 would say.
         return 500 if error.code == LACKING else http_status(error), payload

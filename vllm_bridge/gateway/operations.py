@@ -25,12 +25,16 @@ _LAST = ("response.completed", "response.incomplete", "response.failed", "respon
 
 
 class Asked(NamedTuple):
-    """What is asked of a provider: a body, also as JSON where that is at hand, and what is noted of the call."""
+    """What is asked of a provider: a body, also as JSON where that is at hand, and what is noted of the call.
+
+    `words` returns what a client may read of an error's code and message.
+    """
 
     provider: BaseOpenAIProvider
     body: Body
     data: Optional[bytes]
     trace: Trace
+    words: Callable[[Any, str], str]
 
 
 class Opened:
@@ -83,12 +87,24 @@ def _forwarded(operation: str) -> Callable[[Asked], Answer]:
     def answer(asked: Asked) -> Answer:
         reply = asked.provider.forward(operation, asked.body, asked.data)
         if operation == "responses":
-            asked.trace.take(reply.read(lambda: object_of(reply.body)).get("usage"))
+            response = reply.read(lambda: object_of(reply.body))
+            asked.trace.take(response.get("usage"))
+            if _reworded(response.get("error"), asked.words):
+                reply = reply._replace(body=to_json(response))
         else:
             _count(reply.body, asked.trace)
         return Answer(200, passed_fields(reply), reply.body)
 
     return answer
+
+
+def _reworded(error: Any, words: Callable[[Any, str], str]) -> bool:
+    """Put what a client may read into an error that a reply or an event holds; tell if that is something else."""
+    message = error.get("message") if isinstance(error, dict) else None
+    if not isinstance(message, str):
+        return False
+    error["message"] = words(error.get("upstream_code", error.get("code")), message)
+    return bool(error["message"] != message)
 
 
 def _count(body: bytes, tokens: TokenUsage) -> None:
@@ -152,6 +168,7 @@ class _Typed(Opened):
         super().__init__(asked.provider.responses_stream(**asked.body))
         self.blocks = map(self._printed, self.stream)
         self.deltas = 0
+        self._words = asked.words
         self._next = 0  # the sequence number that an error would have
         self._ended = False
         self._so_far = PartialResponse()
@@ -167,7 +184,11 @@ class _Typed(Opened):
         if kind.endswith(".delta"):
             self.deltas = (self.deltas or 0) + 1
         self._ended = self._ended or kind in _LAST
-        self.failed = self.failed or kind in _FAILED
+        if kind in _FAILED:
+            self.failed = True
+            response = event.get("response")
+            for error in (event, event.get("error"), response.get("error") if isinstance(response, dict) else None):
+                _reworded(error, self._words)
         if not kind.isprintable():  # a line end in it would end the event
             kind = "message"
         return b"event: %s\ndata: %s\n\n" % (kind.encode("utf-8", "replace"), to_json(event))
