@@ -103,6 +103,11 @@ class Scripted:
             self._fill()
 
     @property
+    def posts(self) -> List[Request]:
+        """The requests that were no questions about the server."""
+        return [request for request in self.requests if request.line.startswith("POST ")]
+
+    @property
     def url(self) -> str:
         return "http://127.0.0.1:%d" % self.port
 

@@ -13,6 +13,7 @@ from .client.reply import Reply
 from .client.stream import Stream
 from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig
+from .config.validate import text
 from .errors import BadRequestError, ConfigError, ResponseDecodeError
 from .http1.wait import Client
 from .operations.audio import Audio
@@ -63,7 +64,7 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
     def __init__(
         self,
         base_url: Optional[str] = None,
-        *,
+        *others: str,
         api_key: Optional[str] = None,
         timeout: Union[Timeout, _Unset] = UNSET,
         max_retries: Optional[int] = None,
@@ -71,13 +72,15 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         session: Optional[Any] = None,
         config: Union[ProviderConfig, Mapping[str, Any], None] = None,
     ) -> None:
-        """Give the short form, one server, or `config`, which can hold several; `timeout` and what follows fit both.
+        """Give the addresses of servers, or `config`; `timeout` and what follows fit both.
 
         `timeout` is seconds of silence, or (connect, read); ``None`` waits for ever. `session` is a
         ``requests.Session`` of the caller's, used as it is. Raises `ConfigError`.
         """
         if config is None:
             keys = [] if api_key is None else [Key(api_key, path="api_key")]
+            if others:
+                base_url = ",".join([text(url, "VLLMProvider.base_url") for url in (base_url, *others)])
             config = ProviderConfig(NetworkConfig(base_url, path="VLLMProvider"), keys=keys)
         elif base_url is not None or api_key is not None:
             raise ConfigError("config: give base_url and api_key, or a config, not both")
@@ -132,13 +135,23 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         self.__dict__.update(state)
         self._caller = Caller(self.config)
 
+    def server_states(self) -> List[Dict[str, Any]]:
+        """Ask every server, all at once and within two seconds, and return how each key stands.
+
+        Each has ``key``; ``state`` (ready, away or sleeping); ``models``, the objects that are known of it, ``None`` if
+        it has never named any; ``error``, why it did not name them now.
+        """
+        from .client.models import states
+
+        return states(self._caller, self._options)
+
     def cooling(self) -> List[Key]:
         """Return the keys whose server could not be reached and has not answered since."""
         return [key for key, _ in self._caller.fleet.cooling()]
 
     def tidy(self) -> None:
-        """Close the idle connections that are too old or have ended; calls do so too."""
-        self._caller.transport.tidy()
+        """Close the idle connections that are too old or have ended, as calls do; ask what several servers have now."""
+        self._caller.tidy(self._options)
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""

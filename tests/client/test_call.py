@@ -210,8 +210,8 @@ def test_a_server_that_is_down_is_left_for_another_and_cools_off(monkeypatch):
             assert text_of(provider.with_options(trace=trace)) == "good"
             assert trace.server == server.url
             attempts.append(trace.attempts)
-        assert attempts.count(2) <= 1
-        assert len(provider.cooling()) == attempts.count(2)
+        assert attempts == [1] * 12, "it was asked for its models, and was not there"
+        assert [key.url for key in provider.cooling()] == [dead]
 
 
 @needs_openssl
@@ -249,13 +249,13 @@ def test_who_says_504_is_never_asked_again_and_another_server_once(inside):
         with provider_for(one.url, two.url, one.url, max_retries=9) as provider:
             with pytest.raises(InternalServerError, match="no|late"):
                 text_of(provider)
-        assert (len(one.requests), len(two.requests)) == (1, 1)
+        assert (len(one.posts), len(two.posts)) == (1, 1)
     busy = ["request", status(429)] + ["request", status(503)] + GOOD
     with Scripted(["request", late, "again"]) as one, Scripted(busy) as two:
         with provider_for(one.url, two.url, max_retries=9) as provider:
             for _ in range(6):
                 assert text_of(provider) == "good"
-        assert len(one.requests) <= 6, "no call came back to it"
+        assert len(one.posts) <= 6, "no call came back to it"
 
 
 @pytest.mark.parametrize("number", [429, 503])
@@ -283,7 +283,7 @@ def test_the_second_round_over_two_busy_keys_goes_to_the_other_key_before_it_wai
             with pytest.raises(RateLimitError):
                 text_of(provider)
             took = time.monotonic() - start
-        assert (len(one.requests), len(two.requests)) == (2, 2), "each round asks both"
+        assert (len(one.posts), len(two.posts)) == (2, 2), "each round asks both"
         assert took >= 0.2, "between the rounds there is a pause"
 
 
@@ -403,10 +403,10 @@ def test_aliases_hold_for_a_transcription_at_each_key_it_tries():
         with VLLMProvider(config=ProviderConfig(keys=keys)) as provider:
             for _ in range(100):  # by lot: until both have been asked
                 assert provider.transcription(file=b"RIFF0000WAVEfmt 0", model="ear", language="en").text == "fine"
-                if busy.requests and good.requests:
+                if busy.posts and good.posts:
                     break
-    assert busy.requests and all(b"\r\n\r\nopenai/whisper-small\r\n" in request.body for request in busy.requests)
-    for request in good.requests:
+    assert busy.posts and all(b"\r\n\r\nopenai/whisper-small\r\n" in request.body for request in busy.posts)
+    for request in good.posts:
         assert b"\r\n\r\nopenai/whisper-large-v3\r\n" in request.body and b"RIFF0000WAVEfmt 0" in request.body
         assert b'name="language"\r\n\r\nen\r\n' in request.body and b"ear\r\n" not in request.body
 

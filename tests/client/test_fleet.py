@@ -9,6 +9,7 @@ import pytest
 from vllm_bridge.config.settings import Key
 from vllm_bridge.errors import BadRequestError, ConfigError
 from vllm_bridge.client.fleet import Fleet
+from vllm_bridge.client.keys import resolve_alias
 
 
 class Clock:
@@ -121,10 +122,10 @@ def test_tried_keys_come_last():
 
 def test_aliases_stand_for_real_names():
     key = Key("k", aliases={"Fast": "Qwen/Qwen3-8B"})
-    assert Fleet.resolve_alias(key, "Fast") == "Qwen/Qwen3-8B"
-    assert Fleet.resolve_alias(key, "fAST") == "Qwen/Qwen3-8B"
-    assert Fleet.resolve_alias(key, "slow") == "slow"
-    assert Fleet.resolve_alias(A, "slow") == "slow"
+    assert resolve_alias(key, "Fast") == "Qwen/Qwen3-8B"
+    assert resolve_alias(key, "fAST") == "Qwen/Qwen3-8B"
+    assert resolve_alias(key, "slow") == "slow"
+    assert resolve_alias(A, "slow") == "slow"
 
 
 def test_a_dead_server_is_avoided_then_probed_once():

@@ -35,9 +35,16 @@ def allowed(models: Iterable[Model], aliases: Mapping[str, str], allows: Callabl
 
 
 def merged(lists: Iterable[Iterable[Model]]) -> List[Model]:
-    """Return the models of several lists by their ids, the first of each."""
+    """Return the models of several lists by their ids: of each the one with the smallest length, else the first."""
     models: Dict[str, Model] = {}
     for found in lists:
         for model in found:
-            models.setdefault(str(model.get("id")), model)
+            name = str(model.get("id"))
+            if name not in models or _length(model) < _length(models[name]):
+                models[name] = model
     return [models[name] for name in sorted(models)]
+
+
+def _length(model: Model) -> float:
+    length = model.get("max_model_len")
+    return length if isinstance(length, (int, float)) else float("inf")

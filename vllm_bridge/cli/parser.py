@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Dict, Iterable, List, NoReturn, Optional, Sequence, Tuple
 
 from ..config.settings import Key, NetworkConfig, ProviderConfig
-from ..config.validate import normalise_base_url
+from ..config.validate import base_urls
 from ..errors import APITimeoutError, BadRequestError, BridgeError, ConfigError
 from .terminal import ODD_ANSWER, Terminal, WrongUsage, check_utf8, odd_answer
 from ..version import __version__
@@ -100,7 +100,7 @@ def _ask(asked: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _provider(asked: argparse.Namespace) -> VLLMProvider:
-    url = None if asked.base_url is None else normalise_base_url(asked.base_url, "--base-url")
+    url = None if asked.base_url is None else base_urls(",".join(asked.base_url), "--base-url")
     keys = [] if asked.api_key is None else [Key(asked.api_key, path="--api-key")]
     provider = VLLMProvider(config=ProviderConfig(NetworkConfig(url), keys=keys))
     if asked.timeout is not None:
@@ -202,13 +202,14 @@ def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
 
 def _connection(parser: argparse.ArgumentParser, default: Any, hidden: bool = False) -> None:
     for flag, kind, metavar, text in (
-        ("--base-url", str, "URL", "the server"),
+        ("--base-url", str, "URL", "the server; may be given several times"),
         ("--api-key", str, "KEY", "its API key"),
         ("--timeout", float, "SECONDS",
          "silence after which a call is given up (default: 300, in a stream 120, in check 30)"),
     ):
         parser.add_argument(
-            flag, type=kind, metavar=metavar, default=default, help=argparse.SUPPRESS if hidden else text)
+            flag, type=kind, metavar=metavar, default=default, help=argparse.SUPPRESS if hidden else text,
+            action="append" if flag == "--base-url" else "store")
 
 
 def _parameter(text: str) -> Tuple[str, Any]:

@@ -24,10 +24,11 @@ from ..config.settings import Key, NetworkConfig, ProviderConfig
 from ..errors import BridgeError, RequestCancelledError, payload_error
 from ..http1.wait import has_left
 from ..version import USER_AGENT
+from . import models
 from .fleet import Fleet
 from .options import Options, joined
 from .reply import Call, OpenReply, Reply, with_origin
-from .retry import RetryPolicy, never_sent, parse_retry_after, still_working
+from .retry import RetryPolicy, never_sent, no_such_model, parse_retry_after, still_working
 from .session import Transport
 from .stream import KEEP_ALIVE, Limits, Progress, Reader, Stream, items_of
 
@@ -129,6 +130,8 @@ class Caller:
         attempts: Optional[_Attempts] = None
         tried: FrozenSet[Key] = frozenset()
         while True:
+            if fleet.several and (fleet.to_ask or model not in fleet.known):
+                self._learn(model, options)
             key = fleet.select(model, tried, options.key_id, options.key_name)
             call = self._call(key, deadline, method, path, wire, model, options, streams)
             if trace is not None:
@@ -159,6 +162,21 @@ class Caller:
                 return result
             yield from _paused(pause, options)
 
+    def tidy(self, options: Options) -> None:
+        """Close what is idle for too long, and ask the servers again what they have, if that was long ago."""
+        self.transport.tidy()
+        fleet = self.fleet
+        if fleet.several and fleet.asked_at is not None and fleet.clock() - fleet.asked_at >= models.REFRESHED:
+            fleet.asked_at = fleet.clock()
+            fleet.to_ask.update(fleet.servers.values())
+            models.beside(self, options)
+
+    def _learn(self, model: Optional[str], options: Options) -> None:
+        if self.fleet.to_ask:
+            models.beside(self, options)
+        if not (options.key_id or options.key_name):
+            models.learn(self, model, options)
+
     def _call(
         self,
         key: Key,
@@ -173,7 +191,7 @@ class Caller:
         body: Any = wire
         headers = self._headers[id(key)].copy()
         if wire is not None:
-            name = None if model is None or not key.aliases else Fleet.resolve_alias(key, model)
+            name = None if model is None or not (key.aliases or self.fleet.bare) else self.fleet.name_at(key, model)
             if isinstance(wire, dict):
                 headers["Content-Type"] = "application/json"
                 body = to_json(wire) if name is None else _renamed(wire, name)
@@ -212,21 +230,23 @@ class _Attempts:
         self._retries = 0
         self._working: FrozenSet[Key] = frozenset()  # at servers that said 504: they are never asked again
         self._answer: Optional[BridgeError] = None  # the last one with a status
+        self._missing: Optional[BridgeError] = None  # the first one that says that there is no such model
 
     def failed(self, key: Key, error: BridgeError) -> Optional[float]:
         """Return the seconds to wait before the next attempt, ``None`` if there is to be none."""
-        fleet = self._fleet
+        fleet, model = self._fleet, self._model
+        if model is not None and no_such_model(error):
+            return self._without(key, model, error)
         self.tried |= {key}
         same = frozenset(other for other in fleet.keys if other.url == key.url)
         if never_sent(error):
-            fleet.failed(key)
+            fleet.failed(key, error.message)
             self.tried |= same  # no other way to go
         elif error.status_code is not None:
             fleet.succeeded(key)
             self._answer = error
             if still_working(error):
                 self._working |= same
-        model = self._model
         other = not self._pinned and fleet.other_left(model, self.tried | self._working)
         # Beside a server that is down the one that answered says how long to wait.
         shown = error if other else self.failure(error)
@@ -239,8 +259,24 @@ class _Attempts:
         self.tried = (self.tried if other else frozenset()) | self._working
         return pause
 
+    def _without(self, key: Key, model: str, error: BridgeError) -> Optional[float]:
+        """Go on at once where another server may have a model that this one does not have, or has without ``vllm/``."""
+        fleet, again = self._fleet, self._missing is not None
+        if self._missing is None:
+            self._missing = error
+        if self._pinned or not fleet.several:
+            return 0.0 if fleet.renames(model, not again) else None
+        fleet.succeeded(key)
+        fleet.lacks(key, model)
+        again = key in self.tried
+        self.tried |= {key}
+        # Where nobody is left the servers are asked once more, and the error lists what there is.
+        return None if again or (fleet.has(model) and not fleet.other_left(model, self.tried)) else 0.0
+
     def failure(self, error: BridgeError) -> BridgeError:
         """Return the error to raise: of a server that is down and one that is busy the busy one's."""
+        if self._missing is not None and no_such_model(error):
+            return self._missing
         return self._answer if self._answer is not None and never_sent(error) else error
 
 

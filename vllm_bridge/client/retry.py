@@ -5,11 +5,11 @@ import random as _random
 import re
 from typing import Callable, Optional
 
-from ..errors import APIConnectionError, APIStatusError, BridgeError
+from ..errors import APIConnectionError, APIStatusError, BridgeError, NotFoundError
 
 __all__ = [
-    "CONNECTION_NOT_MADE", "LONGEST_WAIT", "TLS_ERROR", "RetryPolicy", "never_sent", "parse_retry_after",
-    "still_working",
+    "CONNECTION_NOT_MADE", "LONGEST_WAIT", "TLS_ERROR", "RetryPolicy", "never_sent", "no_such_model",
+    "parse_retry_after", "still_working",
 ]
 
 # The ``code`` of an APIConnectionError raised before any byte was sent: refused, unresolved, a connect timeout; and a
@@ -32,6 +32,12 @@ def never_sent(error: BridgeError) -> bool:
 def still_working(error: BridgeError) -> bool:
     """Tell whether a proxy, or a gateway of ours, has given up waiting for a server that may be generating still."""
     return isinstance(error, APIStatusError) and error.status_code == 504
+
+
+def no_such_model(error: BridgeError) -> bool:
+    """Tell whether a server says that it lacks the model (err_unknown_model); a missing route is another 404."""
+    return isinstance(error, NotFoundError) and (
+        error.code == "model_not_found" or ("model" in error.message and "does not exist" in error.message))
 
 
 class RetryPolicy:

@@ -3,13 +3,13 @@
 import logging
 import os
 import re
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Mapping, Optional
 
 from . import validate
 from ..errors import ConfigError
 from ..http1.head import HOP_BY_HOP, TOKEN
 
-__all__ = ["address", "certificates", "check_headers", "env_name", "env_text", "key_value", "optional"]
+__all__ = ["address", "addresses", "certificates", "check_headers", "env_name", "env_text", "key_value", "optional"]
 
 _ENV = r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z"
 # What the connection itself sets. A proxy in front of the server may be given a login.
@@ -67,13 +67,20 @@ def _unfit(name: str, path: str, twice: bool) -> ConfigError:
     return ConfigError("%s.%s: is set by the connection itself; leave it out" % (path, name))
 
 
-def address(value: Any, path: str, environ: Mapping[str, str]) -> Optional[str]:
+def addresses(value: Any, path: str, environ: Mapping[str, str]) -> Optional[str]:
+    """Return base URLs with commas between them, normalised, or ``None`` for an empty text."""
+    return address(value, path, environ, validate.base_urls)
+
+
+def address(
+    value: Any, path: str, environ: Mapping[str, str], normalise: Callable[..., str] = validate.normalise_base_url
+) -> Optional[str]:
     """Return a server's base URL, normalised, or ``None`` for an empty one."""
     if value is None or value == "":
         return None
     # What a variable holds may be a secret put in the wrong place.
     from_variable = env_name(value) is not None
-    return validate.normalise_base_url(env_text(value, path, environ), path, secret=from_variable)
+    return normalise(env_text(value, path, environ), path, secret=from_variable)
 
 
 def optional(value: Any, path: str, environ: Optional[Mapping[str, str]] = None) -> Optional[str]:

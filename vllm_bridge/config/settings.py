@@ -167,13 +167,14 @@ def _keys(value: Any, path: str, environ: Mapping[str, str]) -> Tuple["Key", ...
 class NetworkConfig(_Settings):
     """How servers are reached: address, limits in seconds, retries, headers, TLS.
 
-    ``base_url`` ``None`` means ``VLLM_BASE_URL``, else ``http://localhost:8000``.
+    ``base_url`` may be several addresses with commas between them; ``None`` means ``VLLM_BASE_URL``,
+    else ``http://localhost:8000``.
     ``default_request_timeout_in_seconds`` limits the silence between two bytes, not the answer.
     ``ca_cert_pem`` is PEM text or the path of a bundle. A socket idle for longer than
     ``keep_alive_timeout_in_seconds`` is not used again: vLLM closes it after 5 s. ``lean_http`` does nothing any more.
     """
 
-    base_url = _from_environment(environment.address)
+    base_url = _from_environment(environment.addresses)
     default_request_timeout_in_seconds = _setting(validate.number, positive=True)
     connect_timeout_in_seconds = _setting(validate.number, positive=True)
     max_retries = _setting(validate.whole)
@@ -361,21 +362,24 @@ class ProviderConfig(_Settings):
         return super().from_dict(mapping, path, environ)
 
     def resolved_keys(self, environ: _Environ = None) -> Tuple[Key, ...]:
-        """Return the keys, each with a server's URL; one made of the environment if there are none.
+        """Return the keys, each with a server's URL; those made of the environment if there are none.
 
-        The URL: the key's, else ``network_config.base_url``, else ``VLLM_BASE_URL``, else
+        The URL: the key's, else each of ``network_config.base_url``, else ``VLLM_BASE_URL``, else
         ``http://localhost:8000``. ``VLLM_API_KEY`` goes only to a provider without keys: a key
         without a value is meant to send none, and its server may be a stranger.
         """
         environ = os.environ if environ is None else environ
-        url = self.network_config.base_url
-        if url is None and not (self.keys and all(key.url for key in self.keys)):
+        urls = self.network_config.base_url or ""
+        if not urls and not (self.keys and all(key.url for key in self.keys)):
             named = environ.get("VLLM_BASE_URL", "").strip()
-            url = validate.normalise_base_url(named or DEFAULT_BASE_URL, "VLLM_BASE_URL")
+            urls = validate.base_urls(named or DEFAULT_BASE_URL, "VLLM_BASE_URL")
         if not self.keys:
             value = validate.header_text(environ.get("VLLM_API_KEY", "").strip(), "VLLM_API_KEY")
-            return (Key(value=value, url=url),)
-        return tuple(key if key.url else key.replace(url=url) for key in self.keys)
+            return tuple(Key(value=value, url=url) for url in urls.split(","))
+        return tuple(
+            key.replace(url=url) if url else key
+            for key in self.keys for url in ([""] if key.url else urls.split(","))
+        )
 
 
 def _require_socks(path: str) -> None:

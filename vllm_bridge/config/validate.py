@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from ..errors import ConfigError
 from ..http1.head import FIELD_VALUE
 
-__all__ = ["bypasses_proxy", "is_address", "is_this_machine", "normalise_base_url", "normalise_timeout"]
+__all__ = ["base_urls", "bypasses_proxy", "is_address", "is_this_machine", "normalise_base_url", "normalise_timeout"]
 
 _MOST = 1000000  # poll() counts milliseconds in an int and wraps round after 24.8 days
 _CONNECT_SECONDS = 5.0
@@ -176,6 +176,12 @@ def normalise_base_url(url: Any, path: str, *, secret: bool = False) -> str:
             "%s: is the URL of one operation; give the server's alone, up to the port: http://host:8000" % path
         )
     return "%s://%s%s" % (scheme, host, prefix)
+
+
+def base_urls(urls: Any, path: str, *, secret: bool = False) -> str:
+    """Return one or several base URLs, commas between them, each once and as `normalise_base_url` has it."""
+    found = [normalise_base_url(url.strip(), path, secret=secret) for url in text(urls, path, secret=secret).split(",")]
+    return ",".join(dict.fromkeys(found))
 
 
 def split_url(url: str, path: str, schemes: Tuple[str, ...], *, secret: bool = False) -> Tuple[str, str, str]:

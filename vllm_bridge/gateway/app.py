@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
-from ..errors import APIStatusError, BridgeError, ConfigError, NotFoundError, UnsupportedOperationError
+from ..errors import APIStatusError, ConfigError, NotFoundError, UnsupportedOperationError
 from ..http1.head import ProtocolError
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer, Request
@@ -40,6 +40,7 @@ _LOOKED_AT = _NEEDED | frozenset((
     "fallbacks extra_params messages prompt_embeds guided_json guided_regex guided_choice guided_grammar"
 ).split())
 _SPOOLED = 1024 * 1024  # bytes of an uploaded file that stay in memory
+_LISTED_WITHIN = 1.8  # seconds that the servers have to name their models
 _READY_WITHIN = 2.0  # seconds that a server has to say that it is there
 _FALSE = frozenset(("", "0", "f", "false", "n", "no", "off"))
 _MOST_FALLBACKS = 10
@@ -262,7 +263,7 @@ class Gateway:
     # ------------------------------------------------------------ models
 
     def _listed(self, request: Request, entry: Entry) -> Dict[str, Any]:
-        found = self._provider_for(request, entry).list_models()
+        found = self._provider_for(request, entry).with_options(deadline=_LISTED_WITHIN).list_models()
         for model in found["data"]:
             model["id"] = PREFIX + str(model.get("id"))
         for status in found.get("key_statuses") or ():
@@ -290,9 +291,9 @@ class Gateway:
         return Answer(200, _JSON, b'{"status":"ok"}')
 
     def _ready(self, request: Request, entry: Entry) -> Answer:
-        try:
-            self.provider.with_options(timeout=_READY_WITHIN, deadline=_READY_WITHIN, max_retries=0).list_models()
-        except BridgeError as error:
+        errors = [state["error"] for state in self.provider.with_options(deadline=_READY_WITHIN).server_states()]
+        if all(errors):
+            error = errors[-1]
             return _json(503, {"status": "unavailable", "error": self._errors.payload(entry, error)[1]["error"]})
         return Answer(200, _JSON, b'{"status":"ready"}')
 

@@ -4,14 +4,13 @@ import logging
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, TextIO, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, TextIO, Tuple
 
-from ..config.settings import Key
 from ..errors import BridgeError, ConfigError
+from ..provider import BaseOpenAIProvider
 from ..server import workers
 from ..server.listener import Server, listen
 from ..version import __version__
-from ..vllm import VLLMProvider
 from . import access_log
 from .app import Gateway
 from .settings import SETTINGS, Settings, read
@@ -59,7 +58,7 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
         print("vllm-bridge: cannot listen on %s:%d: %s" % (settings.host, settings.port, reason), file=errors)
         return 1
     gateway = Gateway(settings)
-    banner = _Banner(settings, sock, lines)
+    banner = _Banner(settings, gateway.provider, sock, lines)
 
     def make_server(listener: socket.socket, index: int) -> Server:
         gateway.journal.claim(index)
@@ -102,8 +101,11 @@ class _Server(Server):
 class _Banner:
     """Says where the gateway is, and which servers and models stand behind it; asking them holds nothing up."""
 
-    def __init__(self, settings: Settings, sock: socket.socket, out: access_log.Output) -> None:
+    def __init__(
+        self, settings: Settings, provider: BaseOpenAIProvider, sock: socket.socket, out: access_log.Output
+    ) -> None:
         self._settings = settings
+        self._provider = provider
         self._address: Tuple[Any, ...] = sock.getsockname()
         self._out = out
         self._json = settings.log_format == "json"
@@ -137,30 +139,20 @@ class _Banner:
             self._thread.join(_LAST_JOIN)
 
     def _ask(self) -> None:
-        keys = [key for key in self._settings.provider.resolved_keys() if key.enabled]
-        found: Dict[int, str] = {}
-        threads = [
-            threading.Thread(target=lambda at=at, key=key: found.update({at: self._models(key)}), daemon=True)
-            for at, key in enumerate(keys)
-        ]
-        for thread in threads:
-            thread.start()
-        for at, (key, thread) in enumerate(zip(keys, threads)):
-            thread.join()
+        for state in self._provider.with_options(deadline=_ANSWER_WITHIN).server_states():
+            key = state["key"]
             label = "%s (%s)" % (key.url, key.name) if key.name else str(key.url)
+            models = self._models(state["models"] or (), state["error"])
             if self._json:
-                self._print_json({"message": "server", "url": key.url, "name": key.name, "models": found.get(at)})
+                self._print_json({"message": "server", "url": key.url, "name": key.name, "models": models})
             else:
-                self._out.write("  %s  %s\n" % (label, found.get(at, "")))
+                self._out.write("  %s  %s\n" % (label, models))
 
-    def _models(self, key: Key) -> str:
-        config = self._settings.provider.replace(keys=[key])
-        try:
-            with VLLMProvider(config=config, timeout=_ANSWER_WITHIN, max_retries=0) as provider:
-                listed = provider.with_options(deadline=_ANSWER_WITHIN).list_models()
-                names: List[str] = [str(model.get("id")) for model in listed["data"]]
-        except BridgeError as error:
+    @staticmethod
+    def _models(models: Iterable[Dict[str, Any]], error: Optional[BridgeError]) -> str:
+        if error is not None:
             return "does not answer yet: %s" % error.message
+        names = [str(model.get("id")) for model in models]
         more = ", and %d more" % (len(names) - _MODELS_SHOWN) if len(names) > _MODELS_SHOWN else ""
         return ", ".join(names[:_MODELS_SHOWN]) + more
 

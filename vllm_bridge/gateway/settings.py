@@ -337,9 +337,8 @@ def _provider(provider: Optional[ProviderConfig], given: _Given, environ: Mappin
     if "upstream" in given:
         path, urls = given["upstream"]
         secret = given["upstream_key"][1] if "upstream_key" in given else environ.get("VLLM_API_KEY", "").strip()
-        changes["keys"] = [
-            Key(secret, url=validate.normalise_base_url(url, path), path=path, environ=environ) for url in urls
-        ]
+        servers = validate.base_urls(",".join(urls), path).split(",")
+        changes["keys"] = [Key(secret, url=url, path=path, environ=environ) for url in servers]
     elif "upstream_key" in given:
         if config.keys:
             raise ConfigError("%s: the servers of the config file have keys of their own; put it there"

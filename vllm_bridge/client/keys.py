@@ -1,0 +1,79 @@
+"""What a key is for: allowed models, other names for them, its share of the requests."""
+
+from typing import FrozenSet, Iterable, Optional, Sequence, Set
+
+from ..config.settings import Key
+
+__all__ = ["Rule", "offer", "resolve_alias", "share"]
+
+_NAMES_SHOWN = 10  # models that a message lists
+
+
+class Rule:
+    """Which models a key serves, its names folded once."""
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.all = "*" in key.models
+        self.named: FrozenSet[str] = _folded(key.models) | _folded(key.aliases)
+        self.barred: FrozenSet[str] = _folded(key.blacklisted_models)
+
+    def allows(self, model: Optional[str]) -> bool:
+        """Tell whether the key is for a model, or for the alias of one; ``None`` is whatever the server has."""
+        if model is None:
+            return True
+        real = resolve_alias(self.key, model)
+        if self.key.model_name is not None and self.key.model_name not in (model, real):
+            return False
+        if self.barred and not self.barred.isdisjoint((model.lower(), real.lower(), "*")):
+            return False
+        return self.all or model.lower() in self.named
+
+    def names(self, model: str) -> bool:
+        """Tell whether the settings name a model that the key allows, so that its server need not be asked for it."""
+        return self.key.model_name is not None or model.lower() in self.named
+
+    def offer(self) -> Set[str]:
+        """Return the names that the settings have."""
+        if self.key.model_name is not None:
+            return {self.key.model_name}
+        return set(self.key.models) | set(self.key.aliases)
+
+
+def resolve_alias(key: Key, model: str) -> str:
+    """Return the model's real name at the key's server."""
+    if not key.aliases:
+        return model
+    real = key.aliases.get(model)
+    if real is None:
+        folded = model.lower()
+        real = next((name for alias, name in key.aliases.items() if alias.lower() == folded), model)
+    return real
+
+
+def share(weight: float) -> int:
+    """Return a weight in hundredths; one above 0 keeps at least one."""
+    return max(1, round(weight * 100)) if weight else 0
+
+
+def offer(rules: Sequence[Rule]) -> str:
+    """Say which models the keys allow."""
+    allowed: Set[str] = set()
+    for rule in rules:
+        allowed |= rule.offer()
+    if not allowed:
+        return "the keys allow none"
+    barred: Set[str] = set().union(*(rule.key.blacklisted_models for rule in rules))
+    text = "the keys allow: %s" % listed(allowed)
+    return text + ("; blacklisted: %s" % ", ".join(sorted(barred)[:_NAMES_SHOWN]) if barred else "")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in order, as many as a message can bear."""
+    shown = sorted(names)
+    more = ", and %d more" % (len(shown) - _NAMES_SHOWN) if len(shown) > _NAMES_SHOWN else ""
+    return ", ".join(shown[:_NAMES_SHOWN]) + more
+
+
+def _folded(names: Iterable[str]) -> FrozenSet[str]:
+    return frozenset(name.lower() for name in names)
