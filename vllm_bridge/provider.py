@@ -1,13 +1,16 @@
 """A provider: its settings, its operations, and a server's own bytes for a gateway."""
 
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Set, Tuple, TypeVar, Union
+import os
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NoReturn, Optional, Set, Tuple, TypeVar, Union
 
 from .api import completions
 from .api.body import Written, as_written, object_of, to_json
 from .api.decoding import TokenUsage
 from .api.forwarding import Forwarding
 from .api.records import ModelList, Record
+from .client.authorization import Auth, Bearer, checked
 from .client.call import Caller
+from .client.cancellation import Cancellation
 from .client.options import Options, Trace, joined
 from .client.reply import Reply
 from .client.stream import Stream
@@ -65,30 +68,41 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         self,
         base_url: Optional[str] = None,
         *others: str,
-        api_key: Optional[str] = None,
+        api_key: Union[str, Callable[[], str], None] = None,
         timeout: Union[Timeout, _Unset] = UNSET,
         max_retries: Optional[int] = None,
         headers: Optional[Mapping[str, str]] = None,
+        auth: Auth = None,
+        cert: Union[str, Tuple[str, str], None] = None,
+        verify: Union[bool, str] = True,
         session: Optional[Any] = None,
         config: Union[ProviderConfig, Mapping[str, Any], None] = None,
     ) -> None:
         """Give the addresses of servers, or `config`; `timeout` and what follows fit both.
 
-        `timeout` is seconds of silence, or (connect, read); ``None`` waits for ever. `session` is a
-        ``requests.Session`` of the caller's, used as it is. Raises `ConfigError`.
+        A callable `api_key` is asked for the key before each attempt. `timeout` is seconds of silence, or (connect,
+        read); ``None`` waits for ever. `auth`, `cert` and `verify` are what they are in requests: (user, password) or
+        what changes a request; a client certificate's file, or (certificate, key); False, or the path of a bundle.
+        `session` is a ``requests.Session`` of the caller's, used as it is; threads may share it as far as its
+        adapters, hooks and auth allow, for requests promises nothing. Raises `ConfigError`.
         """
+        if session is not None and (auth, cert, verify) != (None, None, True):
+            raise ConfigError("session: has auth, cert and verify of its own; set them there")
+        if callable(api_key) and auth is not None:
+            raise ConfigError("api_key: give a callable, or auth, not both")
         if config is None:
-            keys = [] if api_key is None else [Key(api_key, path="api_key")]
+            keys = [Key(api_key, path="api_key")] if api_key is not None and not callable(api_key) else []
             if others:
                 base_url = ",".join([text(url, "VLLMProvider.base_url") for url in (base_url, *others)])
             config = ProviderConfig(NetworkConfig(base_url, path="VLLMProvider"), keys=keys)
         elif base_url is not None or api_key is not None:
             raise ConfigError("config: give base_url and api_key, or a config, not both")
-        config = provider_config(config)
+        config = _secured(provider_config(config), cert, verify)
         network = config.network_config
         self.config = config
         self._shows_raw = config.send_back_raw_request or config.send_back_raw_response
-        self._caller = Caller(config)
+        self._auth = Bearer(api_key) if callable(api_key) else checked(auth)
+        self._caller = Caller(config, self._auth)
         self._looked_at: Set[str] = set(USUAL)
         self._options = Options(
             timeout=(network.connect_timeout_in_seconds, network.default_request_timeout_in_seconds),
@@ -99,18 +113,42 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         given = {} if isinstance(timeout, _Unset) else {"timeout": timeout}
         self._options = self._options.changed(max_retries=max_retries, headers=headers, session=session, **given)
 
-    def with_options(self: Self, **options: Any) -> Self:
+    def with_options(
+        self: Self,
+        /,
+        *,
+        timeout: Union[Timeout, _Unset] = UNSET,
+        stream_idle_timeout: Union[float, None, _Unset] = UNSET,
+        deadline: Union[float, None, _Unset] = UNSET,
+        max_retries: Union[int, None, _Unset] = UNSET,
+        headers: Union[Mapping[str, str], None, _Unset] = UNSET,
+        query: Union[Mapping[str, object], None, _Unset] = UNSET,
+        cancel: Union[Cancellation, None, _Unset] = UNSET,
+        trace: Union[Trace, None, _Unset] = UNSET,
+        key_id: Union[str, None, _Unset] = UNSET,
+        key_name: Union[str, None, _Unset] = UNSET,
+        session: Any = UNSET,
+        client: Union[Client, _Unset] = UNSET,
+        direct: Union[bool, _Unset] = UNSET,
+        verbatim: Union[bool, _Unset] = UNSET,
+        keep_alive_interval: Union[float, None, _Unset] = UNSET,
+        **unknown: NoReturn,
+    ) -> Self:
         """Return a copy with other settings for its calls; connections and cooled servers are shared.
 
         `timeout`: seconds of silence between two bytes, or (connect, read). `stream_idle_timeout`: seconds between two
         events. `deadline`: seconds for a call in all, retries included. ``None`` lifts these limits. `max_retries`.
-        `headers`: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`: use that key. `trace`: a
-        `Trace` to fill in. `session`: a ``requests.Session`` to send by. For a gateway `client`, who must still be
-        there (a socket, or a function that says who has left), `keep_alive_interval`: streams give comments, as bytes;
-        after so many seconds of silence one of our own, with 0 the server's alone; `direct`: what needs no proxy
-        goes past requests; and `verbatim`: ``extra_body`` is a field like any other.
+        `headers`, and `query` of the URL: added to those there are. `cancel`: a `Cancellation`. `key_id`, `key_name`:
+        use that key. `trace`: a `Trace` to fill in. `session`: a ``requests.Session`` to send by. For a gateway
+        `client`, who must still be there (a socket, or a function that says who has left), `keep_alive_interval`:
+        streams give comments, as bytes; after so many seconds of silence one of our own, with 0 the server's alone;
+        `direct`: what needs no proxy goes past requests; and `verbatim`: ``extra_body`` is a field like any other.
+        Raises `ConfigError`.
         """
-        return self._with(options)
+        given = locals()
+        del given["self"]
+        given.update(given.pop("unknown"))
+        return self._with({name: value for name, value in given.items() if value is not UNSET})
 
     def for_request(self: Self, client: Client, trace: Trace, headers: Dict[str, str]) -> Self:
         """Return a copy for one request of a gateway; its `headers` are such as HTTP allows, and win over all others.
@@ -125,7 +163,7 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         return other
 
     def __copy__(self: Self) -> Self:
-        return self.with_options()
+        return self._with({})
 
     def __getstate__(self) -> Dict[str, Any]:
         # Connections, and what is known of the servers, stay in their process.
@@ -133,7 +171,7 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._caller = Caller(self.config)
+        self._caller = Caller(self.config, self._auth)
 
     def server_states(self) -> List[Dict[str, Any]]:
         """Ask every server, all at once and within two seconds, and return how each key stands.
@@ -236,3 +274,13 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
     def _needs_reading(self, operation: str, body: bytes) -> bool:
         """Tell whether a reply may have to change, or to be refused, before it is handed on."""
         return False
+
+
+def _secured(config: ProviderConfig, cert: Any, verify: Union[bool, str]) -> ProviderConfig:
+    """Return the settings with a client certificate, and with how servers are checked."""
+    changes: Dict[str, Any] = {} if cert is None else {"client_cert": cert}
+    if verify is False:
+        changes["insecure_skip_verify"] = True
+    elif verify is not True:
+        changes["ca_cert_pem"] = verify if isinstance(verify, str) else os.fspath(verify)
+    return config.replace(network_config=config.network_config.replace(**changes)) if changes else config

@@ -1,109 +1,14 @@
-"""A JSON object with attribute reads, and the annotated shapes of every reply (vLLM 0.32.0).
+"""The annotated shapes of every reply (vLLM 0.32.0)."""
 
-A record is the JSON object itself: ``json.dumps(reply)``, ``reply["choices"]`` and
-``reply.choices[0].message.content`` all work. What its subclasses annotate are its declared fields: one that the
-server left out reads ``None``. A field that nobody declared is there all the same.
-"""
+from typing import Any, Dict, List, Optional, Union
 
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Optional, Tuple, Type, TypeVar, Union
-
+from .attributes import Record as Record, Shape
 from .folding import objects
-
-if TYPE_CHECKING:
-    _Base = Dict[str, Any]
-else:
-    _Base = dict
-
-R = TypeVar("R", bound="Record")
-
-_KEYS_SHOWN = 30
-
-
-class Record(_Base):
-    """A JSON object with attribute reads. Names of dict methods mean the methods: ``reply["items"]`` is the field.
-
-    Attributes cannot be set: ``reply["name"] = value`` sets a field.
-    """
-
-    __slots__ = ()
-
-    def __getattr__(self, name: str) -> Any:
-        cls = type(self)
-        if name[:2] == "__":  # copy, pickle and others ask for such names; a server's field is no protocol of Python
-            raise AttributeError("%s is no attribute; a field of that name is record[%r]" % (name, name))
-        try:
-            value = self[name]
-        except KeyError:
-            if name in _declared(cls):
-                return None
-            raise AttributeError("%s has no field %r; it has: %s" % (cls.__name__, name, _names(self))) from None
-        kind = type(value)
-        if kind is dict:
-            value = self[name] = (_declared(cls).get(name) or Record)(value)
-        elif kind is list and value:
-            shape = _declared(cls).get(name, Record)
-            if shape is not None and any(type(item) is dict for item in value):
-                value[:] = [shape(item) if type(item) is dict else item for item in value]
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError("attributes of a %s are read-only: set record[%r]" % (type(self).__name__, name))
-
-    def __dir__(self) -> List[str]:
-        return sorted({*super().__dir__(), *(key for key in self if isinstance(key, str)), *_declared(type(self))})
-
-    def __repr__(self) -> str:
-        return "%s(%s)" % (type(self).__name__, super().__repr__())
-
-    def __reduce__(self) -> Tuple[Any, ...]:
-        return type(self), (dict(self),)
-
-    def copy(self: R) -> R:
-        """Return a shallow copy of the same class."""
-        return type(self)(self)
-
-
-def _names(record: Record) -> str:
-    names = [str(name) for name in islice(record, _KEYS_SHOWN)]
-    more = len(record) - len(names)
-    return (", ".join(names) + (" and %d more" % more if more else "")) or "none"
-
-
-_shapes: Dict[Type[Record], Dict[str, Optional[Type[Record]]]] = {}
-
-
-def _declared(cls: Type[Record]) -> Dict[str, Optional[Type[Record]]]:
-    """Return the declared fields of a record class, each with the class of its objects; ``None`` if it has none."""
-    try:
-        return _shapes[cls]
-    except KeyError:
-        pass
-    shapes: Dict[str, Optional[Type[Record]]] = {}
-    for base in reversed(cls.__mro__):
-        for name, hint in getattr(base, "__annotations__", {}).items():
-            shapes[name] = _record_in(hint)
-    _shapes[cls] = shapes
-    return shapes
-
-
-def _record_in(hint: Any) -> Optional[Type[Record]]:
-    """Return the record class inside ``X``, ``Optional[X]``, ``List[X]`` and their like; `Record` for ``Any``."""
-    if isinstance(hint, type) and issubclass(hint, Record):
-        return hint
-    if hint is Any:
-        return Record
-    for inner in getattr(hint, "__args__", ()):
-        found = _record_in(inner)
-        if found is not None:
-            return found
-    return None
-
 
 # ---------------------------------------------------------------- shapes shared by several operations
 
 
-class Usage(Record):
+class Usage(Shape):
     """Tokens counted by the server."""
 
     prompt_tokens: int
@@ -113,12 +18,12 @@ class Usage(Record):
     completion_tokens_details: Optional[Record]
 
 
-class ToolFunction(Record):
+class ToolFunction(Shape):
     name: str
     arguments: str
 
 
-class ToolCall(Record):
+class ToolCall(Shape):
     """A call the model asks for. ``arguments`` is a string of JSON, as the model wrote it.
 
     ``arguments_error`` is set by the bridge when that string is no JSON object.
@@ -134,7 +39,7 @@ class ToolCall(Record):
 # ---------------------------------------------------------------- chat
 
 
-class ChatMessage(Record):
+class ChatMessage(Shape):
     role: str
     content: Optional[str]
     reasoning: Optional[str]
@@ -146,7 +51,7 @@ class ChatMessage(Record):
     function_call: Optional[Record]
 
 
-class ChatChoice(Record):
+class ChatChoice(Shape):
     index: int
     message: ChatMessage
     finish_reason: Optional[str]
@@ -155,7 +60,7 @@ class ChatChoice(Record):
     token_ids: Optional[List[int]]
 
 
-class ChatCompletion(Record):
+class ChatCompletion(Shape):
     """The reply of ``chat_completion``."""
 
     id: str
@@ -178,7 +83,7 @@ class ChatCompletion(Record):
         return _text_of(self, "message")
 
 
-class ChatDelta(Record):
+class ChatDelta(Shape):
     role: Optional[str]
     content: Optional[str]
     reasoning: Optional[str]
@@ -187,7 +92,7 @@ class ChatDelta(Record):
     tool_calls: Optional[List[ToolCall]]
 
 
-class ChatChunkChoice(Record):
+class ChatChunkChoice(Shape):
     index: int
     delta: ChatDelta
     finish_reason: Optional[str]
@@ -196,7 +101,7 @@ class ChatChunkChoice(Record):
     token_ids: Optional[List[int]]
 
 
-class ChatCompletionChunk(Record):
+class ChatCompletionChunk(Shape):
     """One item of ``chat_completion_stream``; the last one carries ``usage``."""
 
     id: str
@@ -232,7 +137,7 @@ def _text_of(reply: Record, holder: str) -> str:
 # ---------------------------------------------------------------- text completions
 
 
-class CompletionChoice(Record):
+class CompletionChoice(Shape):
     index: int
     text: str
     finish_reason: Optional[str]
@@ -243,7 +148,7 @@ class CompletionChoice(Record):
     prompt_token_ids: Optional[List[int]]
 
 
-class Completion(Record):
+class Completion(Shape):
     """The reply of ``text_completion``, and one item of ``text_completion_stream``."""
 
     id: str
@@ -267,7 +172,7 @@ class Completion(Record):
 # ---------------------------------------------------------------- embeddings, rerank
 
 
-class Embedding(Record):
+class Embedding(Shape):
     """One vector: a list of floats, or the base64 string of little-endian float32 that the caller asked for."""
 
     index: int
@@ -275,7 +180,7 @@ class Embedding(Record):
     embedding: List[float]
 
 
-class EmbeddingList(Record):
+class EmbeddingList(Shape):
     """The reply of ``embedding``."""
 
     id: str
@@ -287,7 +192,7 @@ class EmbeddingList(Record):
     extra_fields: Optional[Record]
 
 
-class RerankResult(Record):
+class RerankResult(Shape):
     """One document's score; ``index`` is its place in the caller's list."""
 
     index: int
@@ -295,7 +200,7 @@ class RerankResult(Record):
     document: Optional[Record]
 
 
-class Rerank(Record):
+class Rerank(Shape):
     """The reply of ``rerank``: ``results``, best first."""
 
     id: Optional[str]
@@ -308,7 +213,7 @@ class Rerank(Record):
 # ---------------------------------------------------------------- transcription, models
 
 
-class TranscriptionSegment(Record):
+class TranscriptionSegment(Shape):
     id: int
     start: float
     end: float
@@ -316,7 +221,7 @@ class TranscriptionSegment(Record):
     tokens: Optional[List[int]]
 
 
-class Transcription(Record):
+class Transcription(Shape):
     """The reply of ``transcription``. ``duration`` is seconds, a number or a string as the server sent it."""
 
     text: str
@@ -329,7 +234,7 @@ class Transcription(Record):
     extra_fields: Optional[Record]
 
 
-class TranscriptionEvent(Record):
+class TranscriptionEvent(Shape):
     """One item of ``transcription_stream``.
 
     ``transcript.text.delta`` carries ``delta``; the one ``transcript.text.done`` at the end ``text`` and ``usage``.
@@ -341,7 +246,7 @@ class TranscriptionEvent(Record):
     usage: Optional[Record]
 
 
-class Model(Record):
+class Model(Shape):
     """One model of ``list_models``; ``max_model_len`` is its context length in tokens."""
 
     id: str
@@ -354,7 +259,7 @@ class Model(Record):
     permission: Optional[List[Record]]
 
 
-class ModelList(Record):
+class ModelList(Shape):
     """The reply of ``list_models``."""
 
     object: str
@@ -366,7 +271,7 @@ class ModelList(Record):
 # ---------------------------------------------------------------- Responses
 
 
-class ResponseItem(Record):
+class ResponseItem(Shape):
     """One item of a Response's ``output``: a message, a reasoning, a call."""
 
     id: Optional[str]
@@ -380,7 +285,7 @@ class ResponseItem(Record):
     arguments: Optional[str]
 
 
-class Response(Record):
+class Response(Shape):
     """The reply of ``responses``."""
 
     id: str
@@ -406,7 +311,7 @@ class Response(Record):
         )
 
 
-class ResponseEvent(Record):
+class ResponseEvent(Shape):
     """One item of ``responses_stream``."""
 
     type: str

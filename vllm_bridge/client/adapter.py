@@ -39,6 +39,7 @@ class OwnSession(requests.Session):
     def __init__(self, network: NetworkConfig, verify: Union[bool, str]) -> None:
         super().__init__()
         self.trust_env = False
+        self.cert = network.client_cert
         self.adapter = Adapter(network, verify)
         self.mount("http://", self.adapter)
         self.mount("https://", self.adapter)
@@ -71,7 +72,7 @@ class Adapter(HTTPAdapter):
         kept = min(network.max_conns_per_host, 256)  # idle connections, not connections allowed
         super().__init__(pool_connections=100, pool_maxsize=kept)  # 100 servers
         bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
-        self.pool = Pool(network.keep_alive_timeout_in_seconds, kept, bundle)
+        self.pool = Pool(network.keep_alive_timeout_in_seconds, kept, bundle, network.client_cert)
         self._targets: Dict[str, Optional[Target]] = {}
 
     def send(  # type: ignore[override]

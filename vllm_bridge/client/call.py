@@ -25,6 +25,7 @@ from ..errors import BridgeError, RequestCancelledError, payload_error
 from ..http1.wait import has_left
 from ..version import USER_AGENT
 from . import models
+from .authorization import Auth
 from .fleet import Fleet
 from .options import Options, joined
 from .reply import Call, OpenReply, Reply, with_origin
@@ -47,12 +48,12 @@ Wire = Union[Dict[str, Any], "MultipartBody", None]
 class Caller:
     """Carries operations to the servers of one provider; shared by all its ``with_options`` copies."""
 
-    def __init__(self, config: ProviderConfig) -> None:
+    def __init__(self, config: ProviderConfig, auth: Auth = None) -> None:
         self.network: NetworkConfig = config.network_config
         self.lacks_responses = False  # set when a server turned out to have no route for them
         self.lacks_base64: Dict[str, float] = {}  # until when, by model, since a server refused to send such vectors
         self.fleet = Fleet(config.resolved_keys())
-        self.transport = Transport(self.network, config.proxy_config)
+        self.transport = Transport(self.network, config.proxy_config, auth)
         self._secrets = Redaction(config).secrets
         self._headers = {id(key): self._headers_for(key) for key in self.fleet.keys}  # a key's hash takes long
 

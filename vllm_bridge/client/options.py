@@ -84,7 +84,7 @@ class Options:
         self.max_retries = max_retries
         self.stream_idle_timeout = stream_idle_timeout
 
-    def changed(self, **changes: Any) -> "Options":
+    def changed(self, /, **changes: Any) -> "Options":
         """Return these settings with some others in their place; raise `ConfigError` for what is none."""
         state: Dict[str, Any] = {}
         for name, value in changes.items():

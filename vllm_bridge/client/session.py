@@ -13,15 +13,17 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import requests
+from requests.auth import HTTPBasicAuth
 from requests.utils import default_headers, select_proxy
 
+from .authorization import Auth
 from .adapter import OwnSession, Request, WatchedBody, within
 from .failures import bad_proxy, cause_of, foreign_within, translated
 from .raw import RawBody
 from .reply import Call, OpenReply, Reply
 from ..config.settings import NetworkConfig, ProxyConfig
 from ..config.validate import bypasses_proxy, is_this_machine
-from ..errors import APIConnectionError
+from ..errors import APIConnectionError, ConfigError
 from ..http1.connection import Connection, HungUp
 from ..http1.pool import Response
 from .retry import CONNECTION_NOT_MADE
@@ -40,7 +42,8 @@ class Transport:
     of them.
     """
 
-    def __init__(self, network: NetworkConfig, proxy: ProxyConfig) -> None:
+    def __init__(self, network: NetworkConfig, proxy: ProxyConfig, auth: Auth = None) -> None:
+        self._auth: Any = HTTPBasicAuth(*auth) if isinstance(auth, tuple) else auth
         self._network = network
         self._proxy = proxy
         self._routes: Dict[Tuple[str, str], _Route] = {}
@@ -101,12 +104,15 @@ class Transport:
             route = self._routes.get((call.method, call.url)) or self._route(call.method, call.url)
             if call.body is not None:
                 call.headers["Content-Length"] = str(len(call.body))
-            target = session.adapter.target(call.url) if call.direct and not route.proxies else None
+            target = session.adapter.target(call.url) if call.direct and not route.proxies and not self._auth else None
             if target is not None:
                 response = session.adapter.carry(call, target, call.headers.items())
             else:
+                request = Request(route.prepared, call)
+                if self._auth is not None:
+                    request = _authorized(request, self._auth)
                 response = session.send(
-                    Request(route.prepared, call), stream=True, timeout=call.timeout, verify=self._verify,
+                    request, stream=True, timeout=call.timeout, verify=self._verify,
                     proxies=route.proxies, allow_redirects=False,
                 )
                 # A hook may have read the body already: then it is where the hook has left it.
@@ -193,6 +199,18 @@ class _Route(NamedTuple):
 
     prepared: Dict[str, Any]
     proxies: Dict[str, str]
+
+
+def _authorized(request: Request, auth: Any) -> Request:
+    """Let `auth` change a request, as requests does; what it adds is kept out of errors like a key."""
+    call = request.call
+    request.hooks = {"response": []}
+    request = auth(request) or request
+    if request.hooks["response"]:
+        problem = "auth: %s waits for a challenge; set it on a requests.Session, and give that as session="
+        raise ConfigError(problem % type(auth).__name__)
+    call.headers.update(request.headers)
+    return request
 
 
 def _by_proxy(call: Call) -> APIConnectionError:

@@ -3,13 +3,16 @@
 import logging
 import os
 import re
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Union
 
 from . import validate
 from ..errors import ConfigError
 from ..http1.head import HOP_BY_HOP, TOKEN
 
-__all__ = ["address", "addresses", "certificates", "check_headers", "env_name", "env_text", "key_value", "optional"]
+__all__ = [
+    "address", "addresses", "certificates", "check_headers", "client_certificate", "env_name", "env_text", "key_value",
+    "optional",
+]
 
 _ENV = r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z"
 # What the connection itself sets. A proxy in front of the server may be given a login.
@@ -128,3 +131,26 @@ def certificates(value: Any, path: str, environ: Mapping[str, str]) -> Optional[
     except (OSError, TypeError, ValueError):  # ssl.SSLError is an OSError
         raise ConfigError("%s: holds no certificate that can be read (PEM)" % path) from None
     return pem
+
+
+def client_certificate(value: Any, path: str, environ: Mapping[str, str]) -> Union[str, Tuple[str, str], None]:
+    """Return the path of a certificate with its key, or one of each, after reading them once."""
+    if isinstance(value, (list, tuple)):
+        if len(value) != 2:
+            raise validate.wrong(path, "a path, or the paths of a certificate and its key", value)
+        paths = [optional(each, path, environ) for each in value]
+    else:
+        paths = [optional(value, path, environ)]
+        if paths == [None]:
+            return None
+    files = [os.path.expanduser(each or "") for each in paths]
+    import ssl  # only who has one needs it
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(files[0], files[-1], password="")
+    except FileNotFoundError:
+        raise ConfigError("%s: there is no such file: %s" % (path, ", ".join(files))) from None
+    except (OSError, TypeError, ValueError):  # ssl.SSLError is an OSError
+        problem = "%s: holds no certificate with its key that can be read (PEM, without a password)"
+        raise ConfigError(problem % path) from None
+    return files[0] if len(files) == 1 else (files[0], files[1])

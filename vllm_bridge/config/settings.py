@@ -170,7 +170,8 @@ class NetworkConfig(_Settings):
     ``base_url`` may be several addresses with commas between them; ``None`` means ``VLLM_BASE_URL``,
     else ``http://localhost:8000``.
     ``default_request_timeout_in_seconds`` limits the silence between two bytes, not the answer.
-    ``ca_cert_pem`` is PEM text or the path of a bundle. A socket idle for longer than
+    ``ca_cert_pem`` is PEM text or the path of a bundle; ``client_cert`` the path of a certificate with its key, or one
+    of each. A socket idle for longer than
     ``keep_alive_timeout_in_seconds`` is not used again: vLLM closes it after 5 s. ``lean_http`` does nothing any more.
     """
 
@@ -184,6 +185,7 @@ class NetworkConfig(_Settings):
     extra_headers = _from_environment(environment.check_headers)
     insecure_skip_verify = _setting(validate.flag)
     ca_cert_pem = _from_environment(environment.certificates)
+    client_cert = _from_environment(environment.client_certificate)
     max_conns_per_host = _setting(validate.whole, least=1, most=10000)
     keep_alive_timeout_in_seconds = _setting(validate.number)
     lean_http = _setting(_obsolete)
@@ -206,6 +208,7 @@ class NetworkConfig(_Settings):
         extra_headers: Optional[Mapping[str, str]] = None,
         insecure_skip_verify: bool = False,
         ca_cert_pem: Optional[str] = None,
+        client_cert: Union[str, Tuple[str, str], None] = None,
         max_conns_per_host: int = MAX_CONNS_PER_HOST,
         keep_alive_timeout_in_seconds: float = 4.0,
         lean_http: Optional[bool] = None,

@@ -1,0 +1,112 @@
+"""A JSON object with attribute reads.
+
+A record is the JSON object itself: ``json.dumps(reply)``, ``reply["choices"]`` and
+``reply.choices[0].message.content`` all work. What its subclasses annotate are its declared fields: one that the
+server left out reads ``None``. A field that nobody declared is there all the same.
+"""
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Optional, Tuple, Type, TypeVar
+
+if TYPE_CHECKING:
+    _Base = Dict[str, Any]
+else:
+    _Base = dict
+
+__all__ = ["Record", "Shape"]
+
+R = TypeVar("R", bound="Record")
+
+_KEYS_SHOWN = 30
+
+
+class Record(_Base):
+    """A JSON object with attribute reads. Names of dict methods mean the methods: ``reply["items"]`` is the field.
+
+    Attributes cannot be set: ``reply["name"] = value`` sets a field.
+    """
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        cls = type(self)
+        if name[:2] == "__":  # copy, pickle and others ask for such names; a server's field is no protocol of Python
+            raise AttributeError("%s is no attribute; a field of that name is record[%r]" % (name, name))
+        try:
+            value = self[name]
+        except KeyError:
+            if name in _declared(cls):
+                return None
+            raise AttributeError("%s has no field %r; it has: %s" % (cls.__name__, name, _names(self))) from None
+        kind = type(value)
+        if kind is dict:
+            value = self[name] = (_declared(cls).get(name) or Record)(value)
+        elif kind is list and value:
+            shape = _declared(cls).get(name, Record)
+            if shape is not None and any(type(item) is dict for item in value):
+                value[:] = [shape(item) if type(item) is dict else item for item in value]
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError("attributes of a %s are read-only: set record[%r]" % (type(self).__name__, name))
+
+    def __dir__(self) -> List[str]:
+        return sorted({*super().__dir__(), *(key for key in self if isinstance(key, str)), *_declared(type(self))})
+
+    def __repr__(self) -> str:
+        return "%s(%s)" % (type(self).__name__, super().__repr__())
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+    def copy(self: R) -> R:
+        """Return a shallow copy of the same class."""
+        return type(self)(self)
+
+
+def _names(record: Record) -> str:
+    names = [str(name) for name in islice(record, _KEYS_SHOWN)]
+    more = len(record) - len(names)
+    return (", ".join(names) + (" and %d more" % more if more else "")) or "none"
+
+
+_shapes: Dict[Type[Record], Dict[str, Optional[Type[Record]]]] = {}
+
+
+def _declared(cls: Type[Record]) -> Dict[str, Optional[Type[Record]]]:
+    """Return the declared fields of a record class, each with the class of its objects; ``None`` if it has none."""
+    try:
+        return _shapes[cls]
+    except KeyError:
+        pass
+    shapes: Dict[str, Optional[Type[Record]]] = {}
+    for base in reversed(cls.__mro__):
+        for name, hint in getattr(base, "__annotations__", {}).items():
+            shapes[name] = _record_in(hint)
+    _shapes[cls] = shapes
+    return shapes
+
+
+def _record_in(hint: Any) -> Optional[Type[Record]]:
+    """Return the record class inside ``X``, ``Optional[X]``, ``List[X]`` and their like; `Record` for ``Any``."""
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint
+    if hint is Any:
+        return Record
+    for inner in getattr(hint, "__args__", ()):
+        found = _record_in(inner)
+        if found is not None:
+            return found
+    return None
+
+
+class Shape(Record):
+    """A record whose fields are known: for a type checker an attribute beside them is a mistake.
+
+    What else the server sends reads like them, and is ``reply["name"]`` for a checker.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        __getattr__: None  # type: ignore[assignment, misc]
