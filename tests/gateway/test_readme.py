@@ -15,6 +15,7 @@ from vllm_bridge.config import file as config_file
 from vllm_bridge.gateway.settings import SETTINGS, read
 
 README = Path(vllm_bridge.gateway.__file__).with_name("README.md").read_text("utf-8")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(language: str) -> List[str]:
@@ -51,6 +52,20 @@ def test_the_manifest() -> None:
     assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
     mounts = [mount["name"] for mount in container["volumeMounts"]]
     assert mounts == [volume["name"] for volume in deployment["spec"]["template"]["spec"]["volumes"]]
+
+
+def test_the_image() -> None:
+    """The image starts what the manifest's arguments go to, and its check of health is Python."""
+    from vllm_bridge.cli.parser import _parse
+
+    text = (ROOT / "scripts" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    said = dict(re.findall(r"^(ENTRYPOINT|CMD|HEALTHCHECK|USER) (.+)$", text, re.M))
+    assert json.loads(said["ENTRYPOINT"]) == ["vllm-bridge"] and not said["USER"].startswith(("0", "root"))
+    compile(json.loads(said["HEALTHCHECK"].partition("CMD ")[2])[-1], "health", "exec")
+    _parse(json.loads(said["CMD"]))
+    manifest = re.search(r"args: \[(.+)\]", README)
+    assert manifest is not None
+    _parse(manifest.group(1).split(", "))
 
 
 def test_the_config_file(tmp_path: Path) -> None:
