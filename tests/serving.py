@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Container, Iterator, List, Optional, Tuple
 
 from vllm_bridge.server.listener import Server
 from vllm_bridge.server.request import Answer, Request
@@ -26,12 +26,11 @@ def echo(request: Request) -> Answer:
 class App:
     """An application that answers by a function; probes are not counted, and what ended is kept."""
 
+    probes: Container[str] = ("/probe",)
+
     def __init__(self, answer: Callable[[Request], Answer] = echo) -> None:
         self.answer = answer
         self.ends: List[Tuple[Request, Answer, bool]] = []
-
-    def counts(self, request: Request) -> bool:
-        return request.path != "/probe"
 
     def refuse(self, request: Request, status: int, message: str) -> Answer:
         fields = [("Content-Type", "application/json"), ("X-Asked", request.method + request.path)]

@@ -328,9 +328,8 @@ def _string(fields: Dict[str, Any], name: str, text: str) -> str:
 class TokenUsage:
     """What a call's reply said of itself: the tokens counted by the server."""
 
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
+    prompt_tokens = 0
+    completion_tokens = 0
 
     def take(self, usage: Any) -> None:
         """Note the counts of a ``usage`` object, of chat's or of the Responses' naming."""

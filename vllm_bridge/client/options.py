@@ -25,13 +25,11 @@ class Trace(TokenUsage):
     `events` counts a stream's items.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.attempts = 0
-        self.events = 0
-        self.key: Optional[Key] = None
-        self.request_id: Optional[str] = None
-        self.status: Optional[int] = None
+    attempts = 0
+    events = 0
+    key: Optional[Key] = None
+    request_id: Optional[str] = None
+    status: Optional[int] = None
 
     @property
     def server(self) -> Optional[str]:

@@ -189,21 +189,30 @@ class OpenReply:
             raise self._failed(HungUp(self._call.cancelled))
         return block
 
-    def read_all(self) -> bytes:
-        """Return the rest of the body; more than `MAX_BODY` bytes are an error."""
+    def complete(self) -> "Reply":
+        """Read the rest of the body, close, and return it all; more than `MAX_BODY` bytes are an error."""
+        call, body = self._call, self._body
         blocks: List[bytes] = []
         size = 0
-        while True:
-            block = self.read()
-            if not block:
-                break
-            blocks.append(block)
-            size += len(block)
-            if size > MAX_BODY:
-                raise self._failed(ProtocolError(400, "it is longer than %d bytes" % MAX_BODY))
-            if self._plain and self._body.ended:
-                break
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        try:
+            while True:
+                block = self._content()
+                if not block:
+                    if call.cancelled is not None:
+                        raise HungUp(call.cancelled)
+                    break
+                blocks.append(block)
+                size += len(block)
+                if size > MAX_BODY:
+                    raise ProtocolError(400, "it is longer than %d bytes" % MAX_BODY)
+                if self._plain and body.ended:
+                    break
+        except BaseException as error:
+            raise self._failed(error)
+        finally:
+            self.close()
+        data = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        return Reply(self.status, self.headers, data, self.url, self.request_id, call)
 
     def error(self) -> BridgeError:
         """Read the body of an error status, within bounds of bytes and time, and return the error."""

@@ -57,12 +57,7 @@ class Transport:
         Raises `APIConnectionError`, `APITimeoutError`, `APIStatusError`, `ResponseDecodeError` (a broken body) or
         `RequestCancelledError`.
         """
-        reply = self.open(call)
-        try:
-            body = reply.read_all()
-        finally:
-            reply.close()
-        return Reply(reply.status, reply.headers, body, reply.url, reply.request_id, call)
+        return self.open(call).complete()
 
     def open(self, call: Call) -> OpenReply:
         """Make a request and return its reply with the body still to be read; error statuses are raised."""

@@ -1,7 +1,7 @@
 """The gateway as an application: who asks, for what, of which model; the provider does the rest."""
 
 from functools import partial
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Container, Dict, Iterable, List, Optional
 
 from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
@@ -44,7 +44,6 @@ _LISTED_WITHIN = 1.8  # seconds that the servers have to name their models
 _READY_WITHIN = 2.0  # seconds that a server has to say that it is there
 _FALSE = frozenset(("", "0", "f", "false", "n", "no", "off"))
 _MOST_FALLBACKS = 10
-_PROBES = frozenset(("/health", "/ready", "/metrics", "/version"))
 _COUNTED = frozenset(OPERATIONS) | {"list_models"}
 
 # Headers of a client that mean something to vLLM or to tracing, and go up as they are.
@@ -68,6 +67,9 @@ class Gateway:
 
     Give `provider` to use one that there is; `settings` then say only who may come in.
     """
+
+    # They are answered however much there is.
+    probes: Container[str] = frozenset(("/health", "/ready", "/metrics", "/version"))
 
     def __init__(self, settings: Settings, provider: Optional[BaseOpenAIProvider] = None) -> None:
         self.settings = settings
@@ -97,10 +99,6 @@ class Gateway:
         return respond(self, environ, start_response)
 
     # ------------------------------------------------------------ what a server calls
-
-    def counts(self, request: Request) -> bool:
-        """Tell whether a request is work: probes are answered however much there is."""
-        return request.path not in _PROBES
 
     def answer(self, request: Request) -> Answer:
         """Answer a request."""

@@ -252,8 +252,8 @@ def find_head_end(buffer: Buffer, seen: int = 0, request: bool = True) -> int:
 
 def field_block(fields: Iterable[Tuple[str, str]]) -> str:
     """Write header lines; raises ValueError where one would not be read back as it is."""
-    lines = list(map("%s\0%s\r\n".__mod__, fields))
-    text = "".join(lines)
+    lines = list(map("\0".join, fields))
+    text = "\r\n".join(lines) + "\r\n" if lines else ""
     # NUL stands neither in names nor in values, so a colon or a line end in the wrong place is found.
     if _WRITTEN.fullmatch(text) is None or text.count("\0") != len(lines):
         raise ValueError("a header name or value has a character that HTTP does not allow")

@@ -31,11 +31,16 @@ class RequestBody:
     )
 
     def __init__(self, sock: socket.socket, head: RequestHead, data: bytes, silence: float) -> None:
-        self._sock = sock
-        self._length = head.body_length
-        self.finished = self._length == 0
+        length = self._length = head.body_length
+        if length is not None and length <= len(data):  # as a rule it comes with its head
+            self.finished = True
+            self.rest = data[length:]
+            self._data = data[:length]
+            return
+        self.finished = False
         self.rest = self._data = data
-        self._decoder: Decoder = ChunkedDecoder() if head.chunked else LengthDecoder(head.body_length)
+        self._sock = sock
+        self._decoder: Decoder = ChunkedDecoder() if length is None else LengthDecoder(length)
         self._silence = silence
         self._waited = 0.0  # seconds
         self._received = 0  # bytes that the decoder has seen
@@ -45,13 +50,16 @@ class RequestBody:
 
     def read(self, limit: int) -> bytes:
         """Return all of it."""
-        blocks = []
-        while not self.finished:
-            blocks.append(self._next(limit))
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        if not self.finished:
+            return b"".join(self.blocks(limit))
+        if len(self._data) > limit:
+            raise _too_long(limit)
+        return self._data
 
     def blocks(self, limit: int) -> Iterator[bytes]:
         """Yield it as it arrives."""
+        if self.finished:
+            yield self.read(limit)
         while not self.finished:
             block = self._next(limit)
             if block:

@@ -148,8 +148,13 @@ class Connection(BaseHTTPRequestHandler):
         request = Request(
             head.method, head.target, head.version, head.fields, self._client, body, self.connection, server.is_over
         )
-        counted = server.application.counts(request)
-        full = counted and not server.take_place()
+        counted = request.path not in server.application.probes
+        full = False
+        if counted:
+            try:
+                server.free_places.pop()
+            except IndexError:
+                counted, full = False, True
         try:
             if full:
                 begun = self._refused(request, 503, "this server does as much at once as it may; try again later")
@@ -158,7 +163,7 @@ class Connection(BaseHTTPRequestHandler):
             keep = head.keep_alive and not server.stopping and (body.finished or body.is_skippable())
             keep = self._deliver(request, begun, keep)
         finally:
-            if counted and not full:
+            if counted:
                 server.free_places.append(None)
         if keep and not body.finished:
             server.idle[self.connection] = 0.0
@@ -191,23 +196,33 @@ class Connection(BaseHTTPRequestHandler):
     def _deliver(self, request: Request, begun: _Begun, keep: bool) -> bool:
         """Send an answer; tell whether the connection may be used again, which is so only where `keep` is."""
         answer, fields, data, blocks = begun
-        chunked = blocks is not None and request.version != "HTTP/1.0"
-        keep = keep and (blocks is None or chunked)
-        silent = request.method == "HEAD" or answer.status == 204
-        framing = "" if answer.status == 204 or blocks is not None else "Content-Length: %d\r\n" % len(data)
+        status, old = answer.status, request.version == "HTTP/1.0"
+        silent = request.method == "HEAD" or status == 204
+        chunked = blocks is not None and not old
+        if blocks is not None:
+            keep = keep and chunked
+            framing = "Transfer-Encoding: chunked\r\n" if chunked and not silent else ""
+        else:
+            framing = "" if status == 204 else "Content-Length: %d\r\n" % len(data)
+        if not keep:
+            framing += "Connection: close\r\n"
+        elif old:
+            framing += "Connection: keep-alive\r\n"
+        head = ("HTTP/1.1 %d %s\r\n%s%s%s\r\n" % (
+            status, PHRASES.get(status, ""), fields, self.server.date_line(), framing
+        )).encode("latin-1")
         complete = False
         try:
             if silent:
-                self._send(self._head(request, answer.status, fields, framing, keep))
+                self._send(head)
             else:
                 if chunked:
-                    framing = "Transfer-Encoding: chunked\r\n"
                     data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-                head = self._head(request, answer.status, fields, framing, keep)
                 if len(data) > _JOINED:
                     self._send(head)
-                    head = b""
-                self._send(head + data if head else data)
+                    self._send(data)
+                else:
+                    self._send(head + data)
                 if blocks is not None:
                     self._send_blocks(blocks, chunked)
             complete = True
@@ -220,15 +235,6 @@ class Connection(BaseHTTPRequestHandler):
                 self._close(answer)
             self.server.application.ended(request, answer, complete)
         return keep and complete
-
-    def _head(self, request: Request, status: int, fields: str, framing: str, keep: bool) -> bytes:
-        if not keep:
-            framing += "Connection: close\r\n"
-        elif request.version == "HTTP/1.0":
-            framing += "Connection: keep-alive\r\n"
-        return ("HTTP/1.1 %d %s\r\n%s%s%s\r\n" % (
-            status, PHRASES.get(status, ""), fields, self.server.date_line(), framing
-        )).encode("latin-1")
 
     def _send_blocks(self, blocks: Iterator[bytes], chunked: bool) -> None:
         """Send each block at once, and the end."""

@@ -260,14 +260,6 @@ class Server(ThreadingHTTPServer):
 
     # ------------------------------------------------------------ what connections ask
 
-    def take_place(self) -> bool:
-        """Take one of the places for requests; False if all are taken. It is given back to ``free_places``."""
-        try:
-            self.free_places.pop()
-        except IndexError:
-            return False
-        return True
-
     def date_line(self) -> str:
         """Return the Date header line of this second."""
         now = int(time.time())

@@ -4,7 +4,7 @@ The same application runs on `server.listener` and, through `server.wsgi`, under
 """
 
 from http.client import responses
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Protocol, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Protocol, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
 from ..http1.wait import Client
@@ -101,8 +101,7 @@ class Blocks(Protocol):
 class Application(Protocol):
     """Answers requests, each on its connection's own thread."""
 
-    def counts(self, request: Request) -> bool:
-        """Tell whether a request is work, of which only so much is done at once; probes are not."""
+    probes: Container[str]  # paths that are no work, of which only so much is done at once
 
     def answer(self, request: Request) -> Answer:
         """Answer a request. An exception other than those of the body is logged, and becomes a refusal with 500."""
