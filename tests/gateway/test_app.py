@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, List, Tuple, cast
 import pytest
 
 from faces import LONG, Address, Answer, ask, chat, log_lines, own, until
-from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, delta, event
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, completion, delta, event
 from vllm_bridge.config.settings import ProviderConfig
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.errors import ConfigError
@@ -467,6 +467,33 @@ def test_a_transcription_falls_back_with_its_whole_file(echo: EchoServer) -> Non
         last = echo.requests[-1]
         assert data in last.body and ("model", "other") in last.form
         assert not any(name == "fallbacks" for name, _ in last.form)
+
+
+def test_the_operators_headers_win(echo: EchoServer) -> None:
+    network = {"extra_headers": {"X-Tenant": "guest", "CF-Access-Client-Secret": "s3cret", "traceparent": "ours"}}
+    sent = {"x-bf-eh-x-tenant": "admin", "x-bf-eh-cf-access-client-secret": "mine", "traceparent": "theirs",
+            "X-Team": "red", "x-bf-eh-x-forwarded-for": "1.2.3.4", "x-bf-eh-content-encoding": "gzip"}
+    for body in (chat("x"), chat("x", stream=True)):
+        with gateway(echo, provider={"network_config": network}, allowed_header=("x-team", "x-tenant")) as address:
+            assert ask(address, "POST", CHAT, body, sent).status == 200
+            seen = echo.requests[-1].headers
+            assert (seen["x-tenant"], seen["traceparent"], seen["x-team"]) == ("guest", "ours", "red")
+            assert seen["cf-access-client-secret"] == "s3cret"
+            assert "x-forwarded-for" not in seen and "content-encoding" not in seen
+
+
+def test_of_a_servers_headers_a_list_goes_down() -> None:
+    theirs = ("X-RateLimit-Remaining-Tokens: 5\r\nSet-Cookie: a=b\r\nAlt-Svc: h3=\":443\"\r\nX-Served-By: gpu-1\r\n"
+              "Strict-Transport-Security: max-age=1\r\nX-Debug-Request: x\r\nopenai-model: m\r\nX-Request-Id: a\r\n")
+    reply = answer(completion(), extra=theirs)
+    with Scripted(["request", reply, "again"]) as server:
+        keys = [{"url": server.url}]
+        with gateway(provider={"keys": keys}, passed_header=("x-served-by",)) as address:
+            found = ask(address, "POST", CHAT, chat("x"), {"X-Request-Id": "mine"})
+    names = {name.lower() for name, _ in found.headers.items()}  # type: ignore[attr-defined]
+    assert names - {"date", "content-length", "content-type", "x-content-type-options", "x-frame-options"} == {
+        "x-request-id", "x-ratelimit-remaining-tokens", "openai-model", "x-served-by"}
+    assert found.headers["x-request-id"] == "mine"
 
 
 def test_a_wrong_extra_header_is_the_clients_fault(echo: EchoServer) -> None:

@@ -214,9 +214,10 @@ def test_settings_by_hand() -> None:
 
 def test_every_flag_of_the_issue_is_there() -> None:
     assert {setting.name for setting in SETTINGS} == set((
-        "host port upstream upstream_key api_key api_key_file timeout stream_idle_timeout config workers max_body_mb "
-        "max_connections allowed_origin allowed_host log_format graceful_timeout insecure native_responses "
-        "max_parsed_mb sse_keep_alive_interval keep_alive_timeout header_timeout body_timeout write_timeout"
+        "host port upstream upstream_key api_key api_key_file timeout stream_idle_timeout config workers "
+        "max_body_mb max_connections allowed_origin allowed_host allowed_header passed_header log_format "
+        "graceful_timeout insecure native_responses max_parsed_mb sse_keep_alive_interval keep_alive_timeout "
+        "header_timeout body_timeout write_timeout"
     ).split())
 
 
@@ -226,6 +227,18 @@ def test_allowed_hosts(tmp_path: Path) -> None:
     for wrong in ("http://a.example", "a.example:8080", "a.example/v1", " "):
         with pytest.raises(ConfigError, match="^--allowed-host: "):
             read({"allowed_host": [wrong]}, {})
+
+
+def test_headers_that_pass(tmp_path: Path) -> None:
+    found = read({"allowed_header": ["X-Team", "x-b-*"]}, {"VLLM_BRIDGE_PASSED_HEADER": "X-Served-By, Alt-Svc"})
+    assert (found.allowed_headers, found.passed_headers) == (("x-team", "x-b-*"), ("x-served-by", "alt-svc"))
+    found = read({"config": file(tmp_path, {"allowed_headers": ["a"], "passed_headers": ["b"]})}, {})
+    assert (found.allowed_headers, found.passed_headers) == (("a",), ("b",))
+    for name, wrong in (("allowed_header", "Authorization"), ("allowed_header", "x y"), ("allowed_header", "x:"),
+                        ("allowed_header", "Content-Length"), ("passed_header", "Transfer-Encoding"),
+                        ("passed_header", "x-request-id"), ("passed_header", "Access-Control-Allow-Origin")):
+        with pytest.raises(ConfigError, match="^--%s: " % name.replace("_", "-")):
+            read({name: [wrong]}, {})
 
 
 def test_times_and_sizes_of_the_server() -> None:

@@ -5,7 +5,7 @@ from typing import Any, Callable, Container, Dict, Iterable, List, Optional
 
 from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
-from ..errors import APIStatusError, ConfigError, NotFoundError, UnsupportedOperationError
+from ..errors import APIStatusError, NotFoundError, UnsupportedOperationError
 from ..http1.head import ProtocolError
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer, Request
@@ -16,6 +16,7 @@ from . import metrics
 from .authentication import Authentication
 from .cors import Cors
 from .errors import Errors, invalid, not_served, refusal
+from .headers import Headers
 from .hosts import Hosts
 from .journal import Entry, Journal
 from .operations import OPERATIONS, Asked, Operation
@@ -45,21 +46,7 @@ _READY_WITHIN = 2.0  # seconds that a server has to say that it is there
 _FALSE = frozenset(("", "0", "f", "false", "n", "no", "off"))
 _MOST_FALLBACKS = 10
 _COUNTED = frozenset(OPERATIONS) | {"list_models"}
-
-# Headers of a client that mean something to vLLM or to tracing, and go up as they are.
-_PASSED = {
-    "traceparent": "traceparent", "tracestate": "tracestate", "x-session-id": "X-Session-ID",
-    "x-vllm-priority": "X-Vllm-Priority", "x-data-parallel-rank": "X-data-parallel-rank",
-    "endpoint-load-metrics-format": "endpoint-load-metrics-format",
-}
-_OWN = "x-bf-"
-_EXTRA = "x-bf-eh-"
-# Never set from outside, whatever they are called in a x-bf-eh-... header.
-_REFUSED = frozenset((
-    "accept accept-encoding authorization connection content-length content-type cookie expect host keep-alive "
-    "proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding upgrade x-api-key "
-    "x-goog-api-key x-request-id"
-).split())
+_PINS = {"x-bf-api-key-id": "key_id", "x-bf-api-key": "key_name"}  # headers by which a client chooses a server's key
 
 
 class Gateway:
@@ -83,6 +70,8 @@ class Gateway:
         self._cors = Cors(settings.allowed_origins)
         self._redaction = Redaction(self.provider.config)
         servers = [str(key.url) for key in self.provider.config.resolved_keys()]
+        extra = self.provider.config.network_config.extra_headers
+        self._headers = Headers(extra, settings.allowed_headers, settings.passed_headers)
         self._errors = Errors(self._redaction, self.provider.name, servers)
         self._handlers: Dict[str, Callable[[Request, Entry], Answer]] = {
             "operation": self._operation, "form": self._form, "models": self._models, "model": self._model,
@@ -242,7 +231,7 @@ class Gateway:
         if body.get("stream") and operation.stream is not None:
             return Answer(200, _STREAM, Streamed(request, entry, self._errors, models, operation.stream))
         answer = models.carry_out(operation.answer) if others else operation.answer(asked)
-        answer.fields = self._redaction.fields(answer.fields)
+        answer.fields = self._redaction.fields(self._headers.down(answer.fields))
         if operation.name == "transcription" and request.path.startswith("/openai/"):
             return _raw_transcription(answer, body.get("response_format"))
         return answer
@@ -251,11 +240,11 @@ class Gateway:
         """Return the provider for one request: who waits for it, where it is noted, the headers that are passed on."""
         fields = request.fields
         headers = {"X-Request-Id": entry.id}
-        if not _PASSED.keys().isdisjoint(fields):
-            headers.update((_PASSED[name], value) for name, value in fields.items() if name in _PASSED)
+        self._headers.up(fields, headers)
         provider = self._provider
-        if _OWN in "\n".join(fields):  # no loop over all headers for those that hardly anybody sends
-            provider = _as_told(provider, fields, headers)
+        if not _PINS.keys().isdisjoint(fields):
+            pins: Dict[str, Any] = {_PINS[name]: fields[name] for name in _PINS if name in fields}
+            provider = provider.with_options(**pins)
         return provider.for_request(request.gone, entry.trace, headers)
 
     # ------------------------------------------------------------ models
@@ -310,24 +299,6 @@ class Gateway:
             "this gateway does not translate Anthropic's API, and vLLM speaks it itself: set ANTHROPIC_BASE_URL to the "
             "address of the vLLM server"
         )
-
-
-def _as_told(
-    provider: BaseOpenAIProvider, fields: Dict[str, str], headers: Dict[str, str]
-) -> BaseOpenAIProvider:
-    """Return the provider as a client's x-bf-... headers have it: the key to use, and headers beside others."""
-    options: Dict[str, Any] = {"headers": dict(headers)}
-    for name, value in fields.items():
-        if name == "x-bf-api-key-id":
-            options["key_id"] = value
-        elif name == "x-bf-api-key":
-            options["key_name"] = value
-        elif name.startswith(_EXTRA) and name[len(_EXTRA):] not in _REFUSED and "_" not in name:
-            options["headers"][name[len(_EXTRA):]] = value
-    try:
-        return provider.with_options(**options)
-    except ConfigError as error:
-        raise invalid(error.message) from None
 
 
 def _json(status: int, payload: Dict[str, Any]) -> Answer:

@@ -1,16 +1,14 @@
 """What each operation needs in its request, and how the provider's answer leaves: `OPERATIONS` as data."""
 
 import re
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from ..api.body import object_of, to_json
 from ..api.decoding import TokenUsage
 from ..api.forwarding import DONE
 from ..client.options import Trace
-from ..client.reply import Reply
 from ..client.stream import Stream
 from ..errors import error_from_payload
-from ..http1.head import FIELD_VALUE
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer
 from ..sse import encode
@@ -73,13 +71,6 @@ class Operation(NamedTuple):
 
 # ---------------------------------------------------------------- whole replies
 
-# Of a server's headers these stay with it: they belong to its connection, to its own clients, or name it.
-_KEPT = frozenset((
-    "connection content-encoding content-length content-type date keep-alive location proxy-authenticate server "
-    "set-cookie strict-transport-security te trailer transfer-encoding upgrade vary via www-authenticate x-request-id "
-    "x-powered-by x-frame-options x-content-type-options"
-).split())
-_VALUE = re.compile(FIELD_VALUE)
 _COUNT = re.compile(rb'"(prompt|completion)_tokens": ?([0-9]{1,15})')
 
 
@@ -93,7 +84,7 @@ def _forwarded(operation: str) -> Callable[[Asked], Answer]:
                 reply = reply._replace(body=to_json(response))
         else:
             _count(reply.body, asked.trace)
-        return Answer(200, passed_fields(reply), reply.body)
+        return Answer(200, reply.headers.items(), reply.body)
 
     return answer
 
@@ -119,16 +110,6 @@ def _count(body: bytes, tokens: TokenUsage) -> None:
             tokens.prompt_tokens = int(digits)
         else:
             tokens.completion_tokens = int(digits)
-
-
-def passed_fields(reply: Reply) -> List[Tuple[str, str]]:
-    """Return the header fields of a server's reply that its client gets to see."""
-    kind = reply.content_type
-    fields = [("Content-Type", kind if kind and _VALUE.fullmatch(kind) else JSON)]
-    for name, value in reply.headers.items():
-        if name not in _KEPT and not name.startswith("access-control-") and _VALUE.fullmatch(value):
-            fields.append((name, value))
-    return fields
 
 
 def _record(call: str) -> Callable[[Asked], Answer]:

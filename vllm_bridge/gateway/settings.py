@@ -4,11 +4,15 @@
 """
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ..config import environment, file as config_file, validate
 from ..config.settings import Key, ProviderConfig
 from ..errors import ConfigError
+from ..http1.head import TOKEN
+from .headers import OURS_DOWN, OURS_UP
+from .patterns import Patterns
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -27,7 +31,8 @@ _OTHERS = frozenset((
     "mcp_agent_depth mcp_tool_execution_timeout prometheus_labels required_headers whitelisted_routes"
 ).split())
 _RENAMED = {"allowed_origins": "allowed_origin", "api_keys": "api_key", "max_request_body_size_mb": "max_body_mb",
-            "upstreams": "upstream", "allowed_hosts": "allowed_host"}
+            "upstreams": "upstream", "allowed_hosts": "allowed_host", "allowed_headers": "allowed_header",
+            "passed_headers": "passed_header"}
 
 
 # ---------------------------------------------------------------- one value; text from a flag or the environment
@@ -45,6 +50,18 @@ def _host_name(value: Any, path: str) -> str:
     if ":" in name or "/" in name:
         raise validate.wrong(path, "a name without scheme and port, such as gateway.example or *.example", value)
     return name[:-1] if name.endswith(".") else name
+
+
+def _header_name(ours: Patterns) -> Callable[[Any, str], str]:
+    def check(value: Any, path: str) -> str:
+        name = _text(value, path).lower()
+        if re.fullmatch(TOKEN, name) is None:
+            raise validate.wrong(path, "the name of a header", value)
+        if ours.match(name):
+            raise ConfigError("%s: %s is the gateway's own in every message; leave it out" % (path, name))
+        return name
+
+    return check
 
 
 def _number(value: Any, path: str) -> float:
@@ -124,6 +141,11 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("allowed_host", _host_name, (), "NAME", "name under which a gateway without API keys may be asked, beside "
             "addresses and this machine's own; *.example allows all under example; may be given several times",
             many=True),
+    Setting("allowed_header", _header_name(OURS_UP), (), "NAME", "header of clients that goes on to the servers, "
+            "beside those of tracing and vLLM's own; x-team-* allows all that begin so; may be given several times",
+            many=True),
+    Setting("passed_header", _header_name(OURS_DOWN), (), "NAME", "header of the servers' replies that clients get, "
+            "beside rate limits, openai-* and x-vllm-*; may be given several times", many=True),
     Setting("log_format", _log_format, "text", "FORMAT", "text or json (default: text)"),
     Setting("graceful_timeout", _number, 30, "SECONDS", "time that running answers get to finish (default: 30)"),
     Setting("keep_alive_timeout", _positive, 75, "SECONDS", "pause between two requests after which a connection is "
@@ -156,6 +178,8 @@ class Settings:
         self.max_connections: int = chosen["max_connections"]
         self.allowed_origins: Tuple[str, ...] = tuple(chosen["allowed_origin"])
         self.allowed_hosts: Tuple[str, ...] = tuple(chosen["allowed_host"])
+        self.allowed_headers: Tuple[str, ...] = tuple(chosen["allowed_header"])
+        self.passed_headers: Tuple[str, ...] = tuple(chosen["passed_header"])
         self.log_format: str = chosen["log_format"]
         self.max_parsed = int(chosen["max_parsed_mb"] * _MIB)  # bytes
         self.graceful_timeout: float = chosen["graceful_timeout"]
@@ -180,8 +204,9 @@ class Settings:
 
 _SWITCHES = frozenset(("insecure", "native_responses"))  # flags that stand for "true" without a word behind them
 _SERVED = frozenset((
-    "host port workers max_body_mb max_parsed_mb max_connections allowed_origin allowed_host log_format "
-    "graceful_timeout insecure keep_alive_timeout header_timeout body_timeout write_timeout sse_keep_alive_interval"
+    "host port workers max_body_mb max_parsed_mb max_connections allowed_origin allowed_host allowed_header "
+    "passed_header log_format graceful_timeout insecure keep_alive_timeout header_timeout "
+    "body_timeout write_timeout sse_keep_alive_interval"
 ).split())
 
 
