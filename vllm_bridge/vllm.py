@@ -10,6 +10,7 @@ from .api import chat
 from .api import embeddings
 from .api import completions
 from .api import models
+from .config.redaction import one_line
 from .errors import APIStatusError, BridgeError, NotFoundError, exceeds_context
 from .operations.calls import PATHS
 from .provider import BaseOpenAIProvider
@@ -124,7 +125,7 @@ class VLLMProvider(BaseOpenAIProvider):
 
         chat_body, context = to_chat(body, self._seal(), time.time)
         for warning in context.warnings:
-            _log.warning("responses: %s", warning)
+            _log.warning("responses: %s", one_line(warning))
         return chat.prepare(chat_body), context
 
     def _opened(self, body: Dict[str, Any]) -> Dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_bridge.config.redaction import Redaction, credentials, is_credential, mask, masked, shortened
+from vllm_bridge.config.redaction import Redaction, credentials, is_credential, mask, masked, one_line, shortened
 from vllm_bridge.config.settings import Key, NetworkConfig, ProviderConfig
 from vllm_bridge.errors import BadRequestError, InternalServerError
 
@@ -124,6 +124,27 @@ def test_addresses_and_keys_of_a_configuration_go():
     for secret in ("gpu-1", "inner.example", "sk-one", "sk-two", "proxy:3128", "pass-word", "cf-", "dTpw"):
         assert secret not in clean
     assert masked(text, Redaction(CONFIG).secrets).startswith("http://gpu-1:8000/team/v1 ")
+
+
+@pytest.mark.parametrize("secret, text, found", [
+    ("sk-0123456789", '{"a":"Bearer sk-0123456789"}', True), ("sk-0123456789", '{"a":"sk-012345678"}', False),
+    ('sk-"0123456789', '{"a":"sk-\\"0123456789"}', True), ("sk-\u00e90123456789", '{"a":"sk-\\u00e90123456789"}', True),
+    ("sk-\u00e90123456789", '{"a":"sk-\u00e90123456789"}', True), ("EMPTY", '{"a":"EMPTY"}', False),
+    ("password", '{"a":"a password"}', False), ("s3cret", '{"a":"s3cret"}', False), ("", "{}", False),
+])
+def test_a_secret_in_a_reply(secret, text, found):
+    """What is short or a word may stand there for what it says."""
+    config = ProviderConfig.from_dict({"keys": [{"value": secret, "url": "http://a"}]}, environ={})
+    assert Redaction(config).stands_in(text.encode()) is found
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("plain \u00fc", "plain \u00fc"), ("a\nb\r\u2028\x85c", "a\\nb\\r\\u2028\\x85c"),
+    ("\x1b[31m\x00", "\\x1b[31m\\x00"),
+    ("\u202egpj", "\\u202egpj"), ("\ud800", "\\ud800"), ("x" * 30, "x" * 20 + "\u2026"),
+])
+def test_one_line(text, expected):
+    assert one_line(text, 20) == expected
 
 
 def test_a_proxys_login_is_masked_as_it_is_sent():

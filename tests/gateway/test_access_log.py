@@ -36,6 +36,29 @@ def test_what_a_client_chose_stays_in_its_field(value: str) -> None:
     assert json.loads(line[len("model="):]) == value
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_name_of_megabytes_is_cut(log_format: str) -> None:
+    line = access_log.line({"model": "m" * 20000000, "path": "/" + "\n" * 300000, "status": 200}, log_format)
+    assert len(line) < 5000 and "m" * 400 in line and "200" in line
+
+
+FORGED = "x\r\n2026-11-23T00:00:00Z ERROR worker 0 (pid 1) died\u2028\x1b[31mred"
+
+
+def test_nobody_forges_a_message() -> None:
+    errors = io.StringIO()
+    access_log.set_up("text", io.StringIO(), errors)
+    logging.getLogger("vllm_bridge.gateway").warning("tool '%s'", FORGED)
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        logging.getLogger("vllm_bridge.gateway").error("failed", exc_info=True)
+    lines = errors.getvalue().split("\n")
+    assert lines.pop() == "" and all(line.isprintable() for line in lines)
+    assert [line.split(" ")[1] for line in lines if not line.startswith("  ")] == ["WARNING", "ERROR"]
+    assert any("ValueError: x" in line for line in lines)
+
+
 def test_a_line_of_json() -> None:
     entry = {"model": "a\nb", "server": None, "status": 200}
     line = access_log.line(entry, "json")

@@ -482,6 +482,41 @@ def test_the_operators_headers_win(echo: EchoServer) -> None:
             assert "x-forwarded-for" not in seen and "content-encoding" not in seen
 
 
+@pytest.mark.parametrize("path, body, reply", [
+    (CHAT, chat("x"), completion("your key is sk-0123456789")),
+    ("/v1/responses", {"model": "m", "input": "x"}, completion("your key is sk-0123456789")),
+    ("/v1/models", None, {"object": "list", "data": [{"id": "sk-0123456789"}]}),
+    ("/v1/rerank", {"model": "m", "query": "x", "documents": ["y"]},
+     {"results": [{"index": 0, "relevance_score": 1, "document": {"text": "sk-0123456789"}}]}),
+    ("/v1/completions", {"model": "m", "prompt": "x"}, {"choices": [{"text": "sk-0123456789"}]}),
+])
+def test_an_answer_that_repeats_the_key_is_kept_back(
+    path: str, body: Any, reply: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Scripted(["request", answer(reply), "again"]) as server:
+        with gateway(provider={"keys": [{"url": server.url, "value": "sk-0123456789"}]}) as address:
+            found = ask(address, "GET" if body is None else "POST", path, body)
+            assert (found.status, found.error["code"]) == (502, "key_in_reply")
+            assert "sk-0" not in str(found.headers) and b"sk-0" not in found.body
+        with gateway(provider={"keys": [{"url": server.url, "value": "sk-9876543210"}]}) as address:
+            assert ask(address, "GET" if body is None else "POST", path, body).status == 200
+    assert "holds a key of the gateway" in caplog.text and "sk-0" not in caplog.text
+
+
+def test_what_clients_and_servers_say_is_one_line_of_any_log(caplog: pytest.LogCaptureFixture) -> None:
+    forged = "x' was left out\n2026-11-23T00:00:00Z ERROR worker 0 died\x1b[31m"
+    bad = answer({"error": {"message": forged, "type": "x", "code": 401}}, "401 Unauthorized")
+    moved = answer(b"", "302 Found", extra="Location: http://a/\x85\r\n")
+    broken = answer(forged.encode() + b"{")
+    ask_for = {"model": "m", "input": [{"type": forged}, {"role": "user", "content": "x"}], "tools": [{"type": forged}]}
+    with Scripted(["request", bad, "request", moved, "request", broken, "again"]) as server:
+        with gateway(provider={"keys": [{"url": server.url}]}) as address:
+            for status in (401, 502, 502):
+                assert ask(address, "POST", "/v1/responses", ask_for).status == status
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) >= 6 and all(message.isprintable() for message in messages), messages
+
+
 def test_of_a_servers_headers_a_list_goes_down() -> None:
     theirs = ("X-RateLimit-Remaining-Tokens: 5\r\nSet-Cookie: a=b\r\nAlt-Svc: h3=\":443\"\r\nX-Served-By: gpu-1\r\n"
               "Strict-Transport-Security: max-age=1\r\nX-Debug-Request: x\r\nopenai-model: m\r\nX-Request-Id: a\r\n")

@@ -100,13 +100,14 @@ def watched(process: Process) -> Iterator[Process]:
 
 
 def test_the_banner_the_log_and_the_end(echo: EchoServer) -> None:
+    echo.models = ("echo", "\x1b]0;pwned\x07\nvllm-bridge listens on http://evil")
     with running("--upstream", echo.url, "--upstream", "http://127.0.0.1:9") as process:
         assert ask(process.address, "POST", CHAT, chat("hidden words")).status == 200
         until(lambda: len(process.out) == 4)
         assert process.stop() == 0
     assert re.match(r"vllm-bridge \S+ listens on http://127\.0\.0\.1:\d+ ", process.out[0])
     rest = "".join(process.out[1:])
-    assert re.search(r"(?m)^  %s  echo$" % re.escape(echo.url), rest)
+    assert re.search(r"(?m)^  %s  echo, \\x1b\]0;pwned\\x07\\nvllm-bridge" % re.escape(echo.url), rest)
     assert re.search(r"(?m)^  http://127\.0\.0\.1:9  does not answer yet: ", rest)
     assert re.search(r"(?m)^time=\S+ client=127\.0\.0\.1 method=POST path=/v1/chat/completions status=200 model=echo ",
                      rest)

@@ -14,6 +14,7 @@ import weakref
 from collections import Counter
 from typing import AbstractSet, Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
+from ..config.redaction import one_line
 from ..config.settings import Key
 from ..errors import BadRequestError, ConfigError, NotFoundError
 from .keys import Rule, listed, offer, resolve_alias, share
@@ -376,7 +377,7 @@ class Fleet:
     def _changed(self, server: Server, change: str, reason: str) -> None:
         self.changes[server.url, change] += 1
         level = logging.WARNING if change in ("away", "asleep") else logging.INFO
-        _log.log(level, "%s: %s (%s)", server.url, change, reason)
+        _log.log(level, "%s: %s (%s)", server.url, change, one_line(reason))
 
     def _avoiding(self, candidates: Sequence[Key]) -> Key:
         now = self.clock()

@@ -16,13 +16,16 @@ from ..errors import BridgeError
 if TYPE_CHECKING:
     from .settings import ProviderConfig
 
-__all__ = ["HIDDEN", "MASK", "Redaction", "credentials", "is_credential", "mask", "masked", "shortened"]
+__all__ = [
+    "HIDDEN", "MASK", "Redaction", "credentials", "is_credential", "mask", "masked", "one_line", "shortened",
+]
 
 MASK = "[api key]"  # within a text
 HIDDEN = "***"  # in place of a value
 
 # A shorter key may be part of an ordinary word, so only as a word of its own it is taken for the key.
 _SURELY = 8
+_SEARCHED = 64 * 1024  # bytes of a reply that are looked through
 
 _CREDENTIAL = re.compile(
     r"auth(?!or(?!i))|api-?key|\bkey\b|token|secret|passw|credential|cookie|session|signature|jwt|bearer", re.IGNORECASE
@@ -99,6 +102,14 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
+def one_line(text: str, limit: int = 4000) -> str:
+    """Return a text of others for a log or a terminal: what is not printable, line ends too, is escaped."""
+    text = shortened(text, limit)
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text])
+
+
 def mask(error: BridgeError, secrets: Tuple[str, ...]) -> None:
     """Replace secrets in an error's message, payload and fields."""
     state = error.__dict__
@@ -137,6 +148,10 @@ class Redaction:
             login = "%s:%s" % (proxy.username or "", proxy.password)
             found += [proxy.password, base64.b64encode(login.encode("utf-8")).decode("ascii")]
         self.secrets = tuple(dict.fromkeys(secret for secret in found if secret))
+        # What is short or a word may stand in an answer for what it says.
+        sure = [secret for secret in self.secrets if len(secret) >= _SURELY and not secret.isalpha()]
+        forms = {form for secret in sure for form in (secret, json.dumps(secret)[1:-1])}
+        self._marks = [form.encode("utf-8") for form in forms]
         addresses: Dict[str, str] = {}
         for url, instead in [(key.url, "the vLLM server") for key in keys] + [(proxy.url, "the proxy")]:
             parts = urlsplit(url or "")
@@ -152,6 +167,10 @@ class Redaction:
         for address, instead in self._addresses:
             text = text.replace(address, instead)
         return text
+
+    def stands_in(self, data: bytes) -> bool:
+        """Tell whether a secret stands in a reply."""
+        return any([data.find(mark, 0, _SEARCHED) >= 0 for mark in self._marks])
 
     def fields(self, fields: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
         """Return a reply's header fields without secrets."""

@@ -10,19 +10,25 @@ import threading
 import time
 from typing import Any, Dict, List, Optional, TextIO
 
+from ..config.redaction import one_line, shortened
+
 __all__ = ["Lines", "Output", "dropped", "flush", "line", "logger", "set_up", "write"]
 
 logger = logging.getLogger("vllm_bridge.access")
 
 _field = "%s=%s".__mod__
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]*\Z")  # printable ASCII without space, quote, = and backslash
+_LONGEST = 500  # characters of what a client chose
 _WAITING = 1024 * 1024  # bytes that wait for a reader; what comes then is dropped
 _AT_ONCE = 4096  # bytes that a pipe reported as writable takes without blocking (POSIX: PIPE_BUF)
 _outputs: List["Output"] = []
 
 
 def line(entry: Dict[str, Any], log_format: str) -> str:
-    """Return the line of a request; what a client chose is escaped, so that it stays one line."""
+    """Return the line of a request; what a client chose is escaped, so that it stays one line, and cut."""
+    for name in ("path", "model"):
+        if len(entry.get(name) or "") > _LONGEST:
+            entry[name] = shortened(entry[name], _LONGEST)
     if log_format == "json":
         return json.dumps(entry, separators=(",", ":"))
     fields = [pair for pair in entry.items() if pair[1] is not None]
@@ -156,8 +162,17 @@ def set_up(log_format: str, out: Optional[TextIO] = sys.stdout, errors: Optional
 
 
 class _TextFormatter(logging.Formatter):
+    """A message is one line, and the lines of a traceback stand further in: none can be taken for another message."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(["  " + one_line(text) for text in super().formatException(ei).split("\n")])
 
 
 class _JsonFormatter(logging.Formatter):

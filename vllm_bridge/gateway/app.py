@@ -105,6 +105,7 @@ class Gateway:
                 if route.operation in _COUNTED:
                     self.journal.begin(entry)
                 answer = self._handlers[route.handler](request, entry)
+                self._errors.check(entry, answer)
         except ProtocolError as error:
             answer = self._errors.answer(entry, refusal(error.status, error.message))
         except Exception as error:

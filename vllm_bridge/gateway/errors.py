@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, List, Tuple
 
 from ..client.failures import LACKING
 from ..client.retry import TLS_ERROR
-from ..config.redaction import Redaction, masked, shortened
+from ..config.redaction import Redaction, masked, one_line
 from ..errors import (
     APIConnectionError,
     APIStatusError,
@@ -35,7 +35,6 @@ _REFUSED = {408: "request_timeout", 413: "request_too_large", 500: "internal_err
 _KEY_REFUSED = "upstream_authentication_error"
 _AGAIN = 60.0  # seconds after which the log tells again of a server that refuses the gateway's key
 _PLACES = 1.0  # seconds after which a place may be free again
-_LOGGED = 4000  # characters of a server's message
 # What a client may know of a server's reply that cannot be read, and of others that say more than they should.
 _UNREADABLE = "the vLLM server sent a reply that cannot be read; the gateway's log says more"
 _NO_TLS = "no secure connection to the vLLM server; the gateway's log says more"
@@ -89,7 +88,7 @@ class Errors:
             instead = _INSIDE
         if instead is None:
             return self._redaction.clean(message)
-        logger.warning("request %s: %s", entry.id, shortened(masked(message, self._redaction.secrets), _LOGGED))
+        logger.warning("request %s: %s", entry.id, one_line(masked(message, self._redaction.secrets)))
         return instead
 
     def ours(self, entry: Entry, error: Exception, stopping: bool) -> BridgeError:
@@ -120,9 +119,17 @@ class Errors:
         if now - self._told.get(server, float("-inf")) >= _AGAIN:
             self._told[server] = now
             logger.warning("request %s: %s refused the gateway's key (%d): %s",
-                           entry.id, server, error.status_code, error.message)
+                           entry.id, server, error.status_code, one_line(error.message))
         error.message = "the vLLM server refused the gateway's own key; the gateway's log names the server"
         error.code, error.type, error.param = _KEY_REFUSED, None, None
+
+    def check(self, entry: Entry, answer: Answer) -> None:
+        """Raise for an answer in which a server repeats one of the gateway's keys."""
+        if type(answer.body) is bytes and self._redaction.stands_in(answer.body):
+            logger.warning("request %s: the answer of %s holds a key of the gateway, and is kept back",
+                           entry.id, entry.trace.server)
+            raise InternalServerError("the vLLM server repeated a key of the gateway; its answer is kept back",
+                                      type="server_error", code="key_in_reply", status_code=502)
 
     def answer(self, entry: Entry, error: BridgeError) -> Answer:
         """Return the answer that tells of an error."""
@@ -143,7 +150,7 @@ class Errors:
         self.note(entry, error)
         redirected = error.status_code is not None and 300 <= error.status_code < 400
         if redirected or isinstance(error, (APIConnectionError, IncompleteStreamError)) and error.code not in _KEPT:
-            logger.warning("request %s: %s", entry.id, error.message)
+            logger.warning("request %s: %s", entry.id, one_line(error.message))
         payload = error_to_payload(error)
         inner = payload["error"]
         if redirected:

@@ -6,6 +6,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, TextIO, Tuple
 
+from ..config.redaction import one_line, shortened
 from ..errors import BridgeError, ConfigError
 from ..provider import BaseOpenAIProvider
 from ..server import workers
@@ -22,6 +23,7 @@ __all__ = ["main", "serve"]
 
 _ANSWER_WITHIN = 3.0  # seconds that a server has to name its models for the banner
 _MODELS_SHOWN = 5
+_LONGEST_NAME = 200
 _LAST_JOIN = 0.5  # seconds at the end for servers that have not named theirs
 
 
@@ -146,13 +148,13 @@ class _Banner:
             if self._json:
                 self._print_json({"message": "server", "url": key.url, "name": key.name, "models": models})
             else:
-                self._out.write("  %s  %s\n" % (label, models))
+                self._out.write(one_line("  %s  %s" % (label, models)) + "\n")
 
     @staticmethod
     def _models(models: Iterable[Dict[str, Any]], error: Optional[BridgeError]) -> str:
         if error is not None:
             return "does not answer yet: %s" % error.message
-        names = [str(model.get("id")) for model in models]
+        names = [shortened(str(model.get("id")), _LONGEST_NAME) for model in models]
         more = ", and %d more" % (len(names) - _MODELS_SHOWN) if len(names) > _MODELS_SHOWN else ""
         return ", ".join(names[:_MODELS_SHOWN]) + more
 
