@@ -673,7 +673,7 @@ def test_a_header_that_cannot_be_passed_on_ends_the_call(caplog: pytest.LogCaptu
             config = ProviderConfig.from_dict({"keys": [{"url": server.url}], "network_config": network}, environ={})
             with own(Gateway(Settings(config))) as address:
                 (found,) = replies(talk(address, request(compact(chat("x")))))
-        assert found.status == 500 and b"cannot be read" in found.body
+        assert found.status == 502 and b"cannot be read" in found.body
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 

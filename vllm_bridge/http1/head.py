@@ -9,7 +9,7 @@ from typing import Dict, Iterable, Optional, Tuple, Union
 
 __all__ = [
     "FIELD_VALUE", "HOP_BY_HOP", "ProtocolError", "RequestHead", "ResponseHead", "TOKEN", "field_block",
-    "find_head_end", "parse_fields", "parse_request_head", "parse_response_head",
+    "find_head_end", "parse_fields", "parse_request_head", "parse_response_head", "remains",
 ]
 
 MAX_LINE = 8 * 1024  # bytes of a request or status line
@@ -245,6 +245,22 @@ def find_head_end(buffer: Buffer, seen: int = 0, request: bool = True) -> int:
     if len(buffer) > MAX_HEAD:
         raise ProtocolError(431, "the head is longer than %d bytes" % MAX_HEAD)
     return -1
+
+
+def remains(head: Buffer) -> Tuple[str, str, Dict[str, str]]:
+    """Return method, target and sound header lines of a request head that was refused, whatever there is of it.
+
+    They are for a log, and for the page that asked; nothing may be done because of them.
+    """
+    lines = [line.rstrip("\r") for line in head.decode("latin-1").split("\n")]
+    match = re.match(_REQUEST_LINE.partition(" HTTP")[0], lines[0][:MAX_LINE])
+    fields: Dict[str, str] = {}
+    for line in lines[1:]:
+        if re.fullmatch(_FIELD_LINE, line) is not None:
+            name, _, value = line.partition(":")
+            name, value = name.lower(), value.strip(" \t")
+            fields[name] = "%s, %s" % (fields[name], value) if name in fields else value
+    return (match.group(1), match.group(2), fields) if match else ("", "", fields)
 
 
 # ---------------------------------------------------------------- writing

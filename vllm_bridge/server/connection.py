@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional, Tuple
 
 from ..errors import RequestCancelledError
 from ..http1 import wait
-from ..http1.head import ProtocolError, RequestHead, field_block, find_head_end, parse_request_head
+from ..http1.head import ProtocolError, RequestHead, field_block, find_head_end, parse_request_head, remains
 from .body import RequestBody
 from .request import PHRASES, Answer, Request
 
@@ -65,7 +65,8 @@ class Connection(BaseHTTPRequestHandler):
             head = self._read_head()
         except ProtocolError as error:
             self._unread = True
-            request = Request("", "", "HTTP/1.1", {}, self._client, _NO_BODY)
+            method, target, fields = remains(self._data)
+            request = Request(method, target, "HTTP/1.1", fields, self._client, _NO_BODY)
             self._deliver(request, self._refused(request, error.status, error.message), False)
             return
         except OSError:
@@ -80,7 +81,10 @@ class Connection(BaseHTTPRequestHandler):
     # ------------------------------------------------------------ in
 
     def _read_head(self) -> Optional[RequestHead]:
-        """Return the head of the next request, ``None`` if the client sends no other."""
+        """Return the head of the next request, ``None`` if the client sends no other.
+
+        Of a head that is refused `_data` has all that came.
+        """
         server, data = self.server, self._data
         if not data:
             if self._served:
@@ -94,34 +98,39 @@ class Connection(BaseHTTPRequestHandler):
             data = self.connection.recv(_BLOCK)
             if not data:
                 return None
+        self._data = data
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or data[0] == 13:
             data, end = self._collect_head(data)
         server.idle.pop(self.connection, None)
+        head = parse_request_head(data[:end])
         self._data = data[end:]
-        return parse_request_head(data[:end])
+        return head
 
     def _collect_head(self, data: bytes) -> Tuple[bytes, int]:
         """Return a head that did not come in one piece with what follows it, and where it ends."""
         deadline = time.monotonic() + self.server.header_timeout
         buffer = bytearray(data)
         seen = blanks = 0
-        while True:
-            # RFC 9112 §2.2: an empty line before the request line is ignored.
-            while blanks < 2 and buffer.startswith(b"\r\n"):
-                del buffer[:2]
-                blanks, seen = blanks + 1, 0
-            if buffer != b"\r":
-                end = find_head_end(buffer, seen)
-                if end >= 0:
-                    return bytes(buffer), end
-                seen = len(buffer)
-            if not wait.readable(self.connection, max(0.0, deadline - time.monotonic())):
-                raise ProtocolError(408, "the request head did not arrive in time")
-            data = self.connection.recv(_BLOCK)
-            if not data:
-                raise ProtocolError(400, "the connection ended inside the request head")
-            buffer += data
+        try:
+            while True:
+                # RFC 9112 §2.2: an empty line before the request line is ignored.
+                while blanks < 2 and buffer.startswith(b"\r\n"):
+                    del buffer[:2]
+                    blanks, seen = blanks + 1, 0
+                if buffer != b"\r":
+                    end = find_head_end(buffer, seen)
+                    if end >= 0:
+                        return bytes(buffer), end
+                    seen = len(buffer)
+                if not wait.readable(self.connection, max(0.0, deadline - time.monotonic())):
+                    raise ProtocolError(408, "the request head did not arrive in time")
+                data = self.connection.recv(_BLOCK)
+                if not data:
+                    raise ProtocolError(400, "the connection ended inside the request head")
+                buffer += data
+        finally:
+            self._data = bytes(buffer)
 
     def _linger(self) -> None:
         """End the output and read on for a while, so that the last answer reaches a client that is still sending.

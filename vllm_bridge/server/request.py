@@ -35,10 +35,11 @@ class Request:
     """One request, read as far as its head.
 
     ``fields`` maps lower-case names to values (repeated ones joined with commas), Latin-1. ``path`` is
-    percent-decoded; it is empty for ``*``, and with ``method`` where the head could not be read. ``client`` is the
-    address that the connection comes from. ``gone`` is what `http1.wait` takes as `client`: the connection, a function
-    that tells whether the client has left, or ``None`` where nobody can tell. ``stopping()`` tells that the server
-    is at the end of its time to stop; ``gone`` then looks as if the client had left, and last words still reach it.
+    percent-decoded; it is empty for ``*``. Of a head that could not be read they and ``method`` are what is left, if
+    anything. ``client`` is the address that the connection comes from. ``gone`` is what `http1.wait` takes as `client`:
+    the connection, a function that tells whether the client has left, or ``None`` where nobody can tell. ``stopping()``
+    tells that the server is at the end of its time to stop; ``gone`` then looks as if the client had left, and last
+    words still reach it.
     ``account`` is the application's own.
     """
 
