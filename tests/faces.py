@@ -5,13 +5,14 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from wsgiref.validate import validator
 
 from vllm_bridge.gateway import Gateway
@@ -128,6 +129,72 @@ def _gunicorn_help() -> str:
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "gunicorn", "--help"], stdout=subprocess.PIPE, universal_newlines=True
     ).stdout
+
+
+# ---------------------------------------------------------------- serve
+
+
+class Process:
+    """The gateway in a process of its own, its lines as they come."""
+
+    def __init__(
+        self, *flags: str, environ: Dict[str, str], program: Sequence[str] = (str(ROOT / "scripts" / "gateway.py"),)
+    ) -> None:
+        self.out: List[str] = []
+        self.errors: List[str] = []
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+        self.popen = subprocess.Popen(
+            [sys.executable, *program, "--port", "0", *flags], env={**clean, **environ}, cwd=str(ROOT),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+        )
+        self.threads = [threading.Thread(target=lines.extend, args=(pipe,)) for lines, pipe in (
+            (self.out, self.popen.stdout), (self.errors, self.popen.stderr))]
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.popen.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        code = self.popen.wait(LONG)
+        for thread in self.threads:
+            thread.join(LONG)
+        for pipe in (self.popen.stdout, self.popen.stderr):
+            assert pipe is not None
+            pipe.close()
+        return code
+
+    @property
+    def address(self) -> Any:
+        until(lambda: self.out or self.popen.poll() is not None)
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.out[0])
+        assert found is not None
+        return ("127.0.0.1", int(found.group(1)))
+
+
+@contextmanager
+def running(*flags: str, **environ: str) -> Iterator[Process]:
+    with watched(Process(*flags, environ=environ)) as process:
+        yield process
+
+
+@contextmanager
+def watched(process: Process) -> Iterator[Process]:
+    try:
+        yield process
+    finally:
+        if process.popen.poll() is None:
+            process.popen.kill()
+        if not process.popen.stdout.closed:  # type: ignore[union-attr]
+            process.wait()
+
+
+def children_of(pid: int) -> List[int]:
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], stdout=subprocess.PIPE, universal_newlines=True
+    ).stdout.split()
+    return [int(word) for word in listed]
 
 
 # ---------------------------------------------------------------- a client

@@ -12,13 +12,12 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Iterator, List
 
 import pytest
 
-from faces import LONG, ROOT, ask, chat, until
+from faces import LONG, ROOT, Process, ask, chat, children_of, running, until, watched
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.gateway.run import main, serve
 from vllm_bridge.gateway.settings import add_arguments, read
@@ -41,62 +40,6 @@ def logging_as_it_was() -> Iterator[None]:
 def echo() -> Iterator[EchoServer]:
     with EchoServer() as server:
         yield server
-
-
-class Process:
-    """The gateway in a process of its own, its lines as they come."""
-
-    def __init__(
-        self, *flags: str, environ: Dict[str, str], program: Sequence[str] = (str(ROOT / "scripts" / "gateway.py"),)
-    ) -> None:
-        self.out: List[str] = []
-        self.errors: List[str] = []
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
-        self.popen = subprocess.Popen(
-            [sys.executable, *program, "--port", "0", *flags], env={**clean, **environ}, cwd=str(ROOT),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-        )
-        self.threads = [threading.Thread(target=lines.extend, args=(pipe,)) for lines, pipe in (
-            (self.out, self.popen.stdout), (self.errors, self.popen.stderr))]
-        for thread in self.threads:
-            thread.start()
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.popen.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        code = self.popen.wait(LONG)
-        for thread in self.threads:
-            thread.join(LONG)
-        for pipe in (self.popen.stdout, self.popen.stderr):
-            assert pipe is not None
-            pipe.close()
-        return code
-
-    @property
-    def address(self) -> Any:
-        until(lambda: self.out or self.popen.poll() is not None)
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.out[0])
-        assert found is not None
-        return ("127.0.0.1", int(found.group(1)))
-
-
-@contextmanager
-def running(*flags: str, **environ: str) -> Iterator[Process]:
-    with watched(Process(*flags, environ=environ)) as process:
-        yield process
-
-
-@contextmanager
-def watched(process: Process) -> Iterator[Process]:
-    try:
-        yield process
-    finally:
-        if process.popen.poll() is None:
-            process.popen.kill()
-        if not process.popen.stdout.closed:  # type: ignore[union-attr]
-            process.wait()
 
 
 def test_the_banner_the_log_and_the_end(echo: EchoServer) -> None:
@@ -255,13 +198,6 @@ def test_the_last_requests_of_a_worker_are_in_the_log(echo: EchoServer) -> None:
             assert ask(process.address, "GET", "/version").status == 200
         assert process.stop() == 0
     assert sum("path=/version" in line for line in process.out) == 5
-
-
-def children_of(pid: int) -> List[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], stdout=subprocess.PIPE, universal_newlines=True
-    ).stdout.split()
-    return [int(word) for word in listed]
 
 
 def test_a_taken_port(echo: EchoServer) -> None:

@@ -21,6 +21,7 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]*\Z")  # printable ASCII without space, quot
 _LONGEST = 500  # characters of what a client chose
 _WAITING = 1024 * 1024  # bytes that wait for a reader; what comes then is dropped
 _AT_ONCE = 4096  # bytes that a pipe reported as writable takes without blocking (POSIX: PIPE_BUF)
+_TELLING = ("vllm_bridge.gateway", "vllm_bridge.fleet")  # loggers whose messages at level INFO are for an operator
 _outputs: List["Output"] = []
 
 
@@ -158,6 +159,8 @@ def set_up(log_format: str, out: Optional[TextIO] = sys.stdout, errors: Optional
     others.setFormatter(formatter)
     package.addHandler(others)
     package.setLevel(logging.WARNING)
+    for name in _TELLING:
+        logging.getLogger(name).setLevel(logging.INFO)
     return _outputs[0]
 
 

@@ -52,19 +52,24 @@ _PINS = {"x-bf-api-key-id": "key_id", "x-bf-api-key": "key_name"}  # headers by 
 class Gateway:
     """Answer OpenAI's API in front of the servers of one provider; an application for `server` and for WSGI.
 
-    Give `provider` to use one that there is; `settings` then say only who may come in.
+    Give `provider` to use one that there is; `settings` then say only who may come in. `journal` is that of the gateway
+    whose place this one takes.
     """
 
     # They are answered however much there is.
     probes: Container[str] = frozenset(("/health", "/ready", "/metrics", "/version"))
 
-    def __init__(self, settings: Settings, provider: Optional[BaseOpenAIProvider] = None) -> None:
+    def __init__(
+        self, settings: Settings, provider: Optional[BaseOpenAIProvider] = None, journal: Optional[Journal] = None
+    ) -> None:
         self.settings = settings
         self.provider = VLLMProvider(config=settings.provider) if provider is None else provider
         self._provider = self.provider.with_options(
             direct=True, verbatim=True, keep_alive_interval=settings.sse_keep_alive_interval
         )
-        self.journal = Journal(metrics.Metrics(settings.workers), self.provider, settings.log_format)
+        if journal is None:
+            journal = Journal(metrics.Metrics(settings.workers), self.provider, settings.log_format)
+        self.journal = journal
         self._authentication = Authentication(settings.api_keys)
         self._hosts = Hosts((settings.host, *settings.allowed_hosts))
         self._cors = Cors(settings.allowed_origins)
@@ -83,6 +88,16 @@ class Gateway:
         """End the gateway's thread and close idle connections to the servers."""
         self.journal.close()
         self.provider.close()
+
+    def succeeded_by(self, settings: Settings) -> "Gateway":
+        """Return a gateway with other settings that goes on counting; what this one has begun it finishes.
+
+        Raises `ConfigError`, and then all is as it was.
+        """
+        successor = Gateway(settings, journal=self.journal)
+        self.journal.provider = successor.provider
+        self.provider.close()  # what is in use is closed by its last user
+        return successor
 
     def __call__(self, environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         return respond(self, environ, start_response)

@@ -55,8 +55,8 @@ class Journal:
     """
 
     def __init__(self, metrics: Metrics, provider: BaseOpenAIProvider, log_format: str) -> None:
+        self.provider = provider  # whose connections are looked after
         self._metrics = metrics
-        self._provider = provider
         self._log_format = log_format
         self._running: Set[Entry] = set()
         self._ended: Deque[Entry] = deque()
@@ -140,7 +140,7 @@ class Journal:
             while idle < _IDLE_TICKS and not self._wake.wait(_TICK):
                 idle = 0 if self._ended or self._running else idle + 1
                 self.settle()
-                self._provider.tidy()
+                self.provider.tidy()
                 access_log.flush()
         finally:
             self._thread = None
@@ -172,7 +172,7 @@ class Journal:
         told = {**none, **dict.fromkeys(self._known, 0), **Counter(entry.operation for entry in self._running.copy())}
         changed = {operation: number for operation, number in told.items() if number != self._known.get(operation)}
         self._known = told
-        self._metrics.state(changed, len(self._provider.cooling()), access_log.dropped())
+        self._metrics.state(changed, len(self.provider.cooling()), access_log.dropped())
 
     def _fields(self, entry: Entry, since: float) -> Dict[str, Any]:
         return {

@@ -1,10 +1,11 @@
 """Running the gateway: the banner, the server, its worker processes."""
 
 import logging
+import signal
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, TextIO, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, TextIO, Tuple
 
 from ..config.redaction import one_line, shortened
 from ..errors import BridgeError, ConfigError
@@ -24,7 +25,13 @@ __all__ = ["main", "serve"]
 _ANSWER_WITHIN = 3.0  # seconds that a server has to name its models for the banner
 _MODELS_SHOWN = 5
 _LONGEST_NAME = 200
+_SERVERS_SHOWN = 10
 _LAST_JOIN = 0.5  # seconds at the end for servers that have not named theirs
+# What only a new start can change: the socket, the processes, the places in them, the log, the time they get to end.
+_FIXED = ("host", "port", "workers", "max_connections", "log_format", "graceful_timeout")
+_OF_SERVER = ("keep_alive_timeout", "header_timeout", "body_timeout", "write_timeout")
+
+logger = logging.getLogger("vllm_bridge.gateway")
 
 
 def main(namespace: "Namespace") -> int:
@@ -37,18 +44,28 @@ def main(namespace: "Namespace") -> int:
     try:
         settings = read(flags)
         settings.check_address()
+        if getattr(namespace, "check_config", False):
+            Gateway(settings).close()
+            print("the configuration is good: %s" % _summary(settings))
+            return 0
     except ConfigError as error:
         package.error("%s", error.message)
         return 2
     finally:
         package.removeHandler(early)
-    return serve(settings)
+    return serve(settings, again=lambda: read(flags))
 
 
-def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[TextIO] = None) -> int:
+def serve(
+    settings: Settings,
+    out: Optional[TextIO] = None,
+    errors: Optional[TextIO] = None,
+    again: Optional[Callable[[], Settings]] = None,
+) -> int:
     """Run the gateway until SIGTERM or Ctrl-C and return the exit code; call it in the main thread.
 
-    The banner and the access log go to `out`, everything else to `errors`. Raises `ConfigError`.
+    The banner and the access log go to `out`, everything else to `errors`. On SIGHUP `again` gives the settings by
+    which further requests are served. Raises `ConfigError`.
     """
     settings.check_address()
     errors = sys.stderr if errors is None else errors
@@ -59,10 +76,13 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
         reason = error.strerror or error
         print("vllm-bridge: cannot listen on %s:%d: %s" % (settings.host, settings.port, reason), file=errors)
         return 1
-    gateway = Gateway(settings)
-    banner = _Banner(settings, gateway.provider, sock, lines)
+    current = _Current(Gateway(settings), again)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))  # until somebody listens to it
+    banner = _Banner(settings, current.gateway.provider, sock, lines)
 
     def make_server(listener: socket.socket, index: int) -> Server:
+        gateway = current.gateway
         gateway.journal.claim(index)
         if index == 0:
             banner.show_servers()
@@ -71,11 +91,8 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
             sock=listener,
             max_connections=settings.max_connections,
             graceful_timeout=settings.graceful_timeout,
-            keep_alive_timeout=settings.keep_alive_timeout,
-            header_timeout=settings.header_timeout,
-            body_timeout=settings.body_timeout,
-            write_timeout=settings.write_timeout,
             multiprocess=settings.workers > 1,
+            **{name: getattr(gateway.settings, name) for name in _OF_SERVER},
         )
 
     try:
@@ -86,10 +103,11 @@ def serve(settings: Settings, out: Optional[TextIO] = None, errors: Optional[Tex
             settings.workers,
             graceful_timeout=settings.graceful_timeout,
             worker_started=banner.worker_started,
+            reload=current.reload,
         )
     finally:
         banner.close()
-        gateway.close()
+        current.gateway.close()
 
 
 class _Server(Server):
@@ -98,6 +116,52 @@ class _Server(Server):
     def server_close(self) -> None:
         super().server_close()
         self.application.journal.write_out()  # type: ignore[attr-defined]
+
+
+class _Current:
+    """The gateway that new requests meet; those that run keep the one that they began with."""
+
+    def __init__(self, gateway: Gateway, again: Optional[Callable[[], Settings]]) -> None:
+        self.gateway = gateway
+        self._again = again
+
+    def reload(self, server: Optional[Server]) -> bool:
+        """Read the settings again and serve by them; leave all as it is where they are wrong, and say so.
+
+        In the parent of workers, which has no server, it is done for those that will be started.
+        """
+        if self._again is None:
+            return False
+        before = self.gateway
+        try:
+            settings = self._again()
+            fixed = [name for name in _FIXED if getattr(settings, name) != getattr(before.settings, name)]
+            for name in fixed:
+                setattr(settings, name, getattr(before.settings, name))
+            settings.check_address()
+            self.gateway = before.succeeded_by(settings)
+        except ConfigError as error:
+            logger.error("the configuration stays as it was: %s", error.message)
+            return False
+        except Exception:
+            logger.error("the configuration stays as it was", exc_info=True)
+            return False
+        if server is not None:
+            for name in _OF_SERVER:
+                setattr(server, name, getattr(settings, name))
+            server.application = self.gateway
+        if server is None or settings.workers == 1:
+            if fixed:
+                logger.warning("needs a new start to change: %s", ", ".join(fixed))
+            logger.info("the configuration was read again: %s", _summary(settings))
+        return True
+
+
+def _summary(settings: Settings) -> str:
+    keys = [key for key in settings.provider.resolved_keys() if key.enabled]
+    urls = list(dict.fromkeys(str(key.url) for key in keys))
+    more = ", and %d more" % (len(urls) - _SERVERS_SHOWN) if len(urls) > _SERVERS_SHOWN else ""
+    return "servers: %s%s; keys for clients: %d" % (", ".join(urls[:_SERVERS_SHOWN]), more, len(settings.api_keys))
 
 
 class _Banner:

@@ -212,6 +212,7 @@ _SERVED = frozenset((
 
 def add_arguments(parser: "ArgumentParser") -> None:
     """Add the gateway's flags to a parser; what is not given stays ``None``."""
+    parser.add_argument("--check-config", action="store_true", help="say whether the configuration is good, and end")
     for setting in SETTINGS:
         options: Dict[str, Any] = {"dest": setting.name, "default": None, "help": setting.help}
         if setting.name in _SWITCHES:

@@ -8,7 +8,7 @@ import threading
 import time
 from email.utils import formatdate
 from http.server import ThreadingHTTPServer
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .connection import Connection
 from .request import Application
@@ -86,6 +86,7 @@ class Server(ThreadingHTTPServer):
         self.server_address = listener.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self._wake, self.waker = socket.socketpair()
+        self._due: List[Callable[["Server"], Any]] = []  # for the loop to call
         self._wake.setblocking(False)
         self.waker.setblocking(False)
 
@@ -104,6 +105,8 @@ class Server(ThreadingHTTPServer):
                             self._wake.recv(4096)
                         elif self._has_room():
                             self._accept()
+                    while self._due:
+                        self._due.pop()(self)
             self._drain()
         finally:
             self._ended.set()
@@ -116,6 +119,11 @@ class Server(ThreadingHTTPServer):
         limit = self.graceful_timeout if graceful_timeout is None else graceful_timeout
         self._stop_at = min(self._stop_at, time.monotonic() + limit)
         self.stopping = True
+        self._notify()
+
+    def call_soon(self, function: Callable[["Server"], Any]) -> None:
+        """Make ``serve_forever`` call a function with this server between two connections; safe in a signal handler."""
+        self._due.append(function)
         self._notify()
 
     def shutdown(self, graceful_timeout: Optional[float] = None) -> None:

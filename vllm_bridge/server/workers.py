@@ -17,12 +17,19 @@ __all__ = ["run"]
 logger = logging.getLogger("vllm_bridge.gateway")
 
 MakeServer = Callable[[socket.socket, int], Server]
+Reload = Callable[[Optional[Server]], bool]
 
 _NOT_STARTED = 3  # exit code of a worker that could not make its server
 _SOON = 1.0  # seconds of life below which a worker's death delays the next one
 _LONGEST_DELAY = 5.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
+_SIGNALS = tuple(number for number in (signal.SIGTERM, signal.SIGINT, _HANGUP) if number is not None)
 _MARGIN = 10.0  # seconds that a worker gets on top of its time to stop
+
+
+def _nothing(server: Optional[Server]) -> bool:
+    """Read nothing: there is nothing that could have changed."""
+    return False
 
 
 def run(
@@ -33,20 +40,23 @@ def run(
     graceful_timeout: float = 30.0,
     before_fork: Optional[Callable[[int], None]] = None,
     worker_started: Optional[Callable[[int, int], None]] = None,
+    reload: Reload = _nothing,
 ) -> int:
     """Serve on a listening socket with `workers` processes until SIGTERM or SIGINT; return the exit code.
 
     ``make_server(sock, index)`` is called once in each process, with indexes from 0; with one worker, or where there
     is no fork, in this one. A worker that dies is replaced under its index. ``before_fork(index)`` and
     ``worker_started(index, pid)`` are called in the parent. A second SIGINT does not wait for running
-    answers. Call it in the main thread, before any thread is started. Closes `sock`.
+    answers. On SIGHUP ``reload(server)`` is called in each process; in the parent of workers first, with ``None``, and
+    in those only if that returned True; where it is blocked until now it is no longer. Call it in the main thread,
+    before any thread is started. Closes `sock`.
     """
     if workers <= 1 or not hasattr(os, "fork"):
-        return _serve(make_server(sock, 0))
-    return _Parent(make_server, sock, workers, graceful_timeout, before_fork, worker_started).run()
+        return _serve(make_server(sock, 0), None, reload)
+    return _Parent(make_server, sock, workers, graceful_timeout, before_fork, worker_started, reload).run()
 
 
-def _serve(server: Server, lifeline: Optional[socket.socket] = None) -> int:
+def _serve(server: Server, lifeline: Optional[socket.socket] = None, reload: Reload = _nothing) -> int:
     """Serve in this process until a signal, or until the other end of `lifeline` is closed."""
     interrupts: List[int] = []
 
@@ -55,7 +65,13 @@ def _serve(server: Server, lifeline: Optional[socket.socket] = None) -> int:
         hurry = number == getattr(signal, "SIGQUIT", None) or interrupts.count(signal.SIGINT) > 1
         server.stop(0.0 if hurry else None)
 
+    def hang_up(number: int, frame: Optional[FrameType]) -> None:
+        server.call_soon(reload)
+
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    if _HANGUP is not None:
+        before[_HANGUP] = signal.signal(_HANGUP, hang_up)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (_HANGUP,))  # one that came meanwhile may have waited
     if lifeline is None:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     else:
@@ -106,6 +122,7 @@ class _Parent:
         graceful_timeout: float,
         before_fork: Optional[Callable[[int], None]],
         worker_started: Optional[Callable[[int, int], None]],
+        reload: Reload,
     ) -> None:
         self._make_server = make_server
         self._sock = sock
@@ -113,6 +130,8 @@ class _Parent:
         self._graceful_timeout = graceful_timeout
         self._before_fork = before_fork
         self._worker_started = worker_started
+        self._reload = reload
+        self._hung_up = False
         self._workers: Dict[int, _Worker] = {}
         self._due: Dict[int, float] = {}  # index → when its next process may start
         self._early_deaths = 0
@@ -125,8 +144,9 @@ class _Parent:
         self._waker.setblocking(False)
 
     def run(self) -> int:
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         wakeup = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._selector.register(self._wake, selectors.EVENT_READ)
         try:
             for index in range(self._count):
@@ -144,9 +164,19 @@ class _Parent:
         return self._code
 
     def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            self._hung_up = True  # for the loop, which it wakes
+            return
         if number == signal.SIGINT:
             self._interrupts += 1
         self._stop()
+
+    def _pass_on(self) -> None:
+        """Let this process, and then the workers, read anew what they serve by."""
+        self._hung_up = False
+        if self._reload(None):
+            for worker in list(self._workers.values()):
+                _kill(worker.pid, signal.SIGHUP)
 
     def _stop(self) -> None:
         """Tell the workers to finish; on a second Ctrl-C, to stop at once."""
@@ -159,6 +189,8 @@ class _Parent:
 
     def _turn(self) -> None:
         """Wait for the next thing to do, and do it."""
+        if self._hung_up and self._stop_at is None:
+            self._pass_on()
         now = time.monotonic()
         if self._stop_at is not None and now >= self._stop_at:
             for worker in self._workers.values():
@@ -200,14 +232,14 @@ class _Parent:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
             self._selector.close()
             # An end that stayed open here would hide the death of its owner.
             for sock in [ours, self._wake, self._waker] + [worker.lifeline for worker in self._workers.values()]:
                 sock.close()
             server = self._make_server(self._sock, index)
             code = 1
-            code = _serve(server, theirs)
+            code = _serve(server, theirs, self._reload)
         except BaseException:
             logger.critical("worker %d failed", index, exc_info=True)
         finally:
