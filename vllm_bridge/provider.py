@@ -183,6 +183,10 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
 
         return states(self._caller, self._options)
 
+    def succeed(self, before: "BaseOpenAIProvider") -> None:
+        """Go on with what another provider knows of the servers, in its place; calls that it has begun may end."""
+        self._caller.succeed(before._caller)
+
     def cooling(self) -> List[Key]:
         """Return the keys whose server could not be reached and has not answered since."""
         return [key for key, _ in self._caller.fleet.cooling()]

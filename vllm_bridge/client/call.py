@@ -11,6 +11,7 @@ from typing import (
     Dict,
     FrozenSet,
     Generator,
+    Iterable,
     Iterator,
     Optional,
     TypeVar,
@@ -56,6 +57,16 @@ class Caller:
         self.transport = Transport(self.network, config.proxy_config, auth)
         self._secrets = Redaction(config).secrets
         self._headers = {id(key): self._headers_for(key) for key in self.fleet.keys}  # a key's hash takes long
+
+    def set_keys(self, keys: Iterable[Key]) -> None:
+        """Put others in the place of the keys, while calls run; what is known of servers that stay is kept."""
+        self.fleet.set_keys(keys)
+        self._headers = {id(key): self._headers_for(key) for key in self.fleet.keys}
+
+    def succeed(self, before: "Caller") -> None:
+        """Go on with what another one knows of the servers; its running calls go on too, with these keys."""
+        keys, self.fleet = self.fleet.keys, before.fleet
+        self.set_keys(keys)
 
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
@@ -190,7 +201,7 @@ class Caller:
         streams: bool = False,
     ) -> Call:
         body: Any = wire
-        headers = self._headers[id(key)].copy()
+        headers = (self._headers.get(id(key)) or self._headers_for(key)).copy()
         if wire is not None:
             name = None if model is None or not (key.aliases or self.fleet.bare) else self.fleet.name_at(key, model)
             if isinstance(wire, dict):

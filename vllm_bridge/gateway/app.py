@@ -95,6 +95,7 @@ class Gateway:
         Raises `ConfigError`, and then all is as it was.
         """
         successor = Gateway(settings, journal=self.journal)
+        successor.provider.succeed(self.provider)
         self.journal.provider = successor.provider
         self.provider.close()  # what is in use is closed by its last user
         return successor
