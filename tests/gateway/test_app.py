@@ -91,6 +91,20 @@ def test_a_key_or_the_operator_lets_in_under_any_name(echo: EchoServer) -> None:
 # ---------------------------------------------------------------- names
 
 
+@pytest.mark.parametrize("prefix", ["", "vllm/", "team/"])
+def test_ids_are_listed_with_the_prefix_and_taken_with_it_and_without(echo: EchoServer, prefix: str) -> None:
+    with gateway(echo, model_prefix=prefix) as address:
+        listed = [model["id"] for model in ask(address, "GET", "/v1/models").json["data"]]
+        assert sorted(listed) == [prefix + "echo", prefix + "other"]
+        for name in (prefix + "echo", "echo", "vllm/echo"):
+            assert ask(address, "GET", "/v1/models/" + name).json["id"] == prefix + "echo"
+            for body in (chat("x", fallbacks=["other"]), chat("x", fallbacks=[prefix + "other"])):
+                assert ask(address, "POST", CHAT, dict(body, model=name)).status == 200
+                assert echo.requests[-1].json["model"] == "echo"
+                assert ask(address, "POST", CHAT, dict(body, model="nobody")).status == 200
+                assert echo.requests[-1].json["model"] == "other"
+
+
 @pytest.mark.parametrize("sent, arrived", [
     ("vllm/org/model", "org/model"), ("org/model", "org/model"), ("vllm//data/x", "/data/x"),
     ("vllm/vllm/x", "vllm/x"), ("VLLM/x", "VLLM/x"), ("vllmx/y", "vllmx/y"),

@@ -25,5 +25,17 @@ def test_a_key_lets_in() -> None:
         authentication.check({})
 
 
+def test_a_key_may_come_as_other_clients_send_it() -> None:
+    authentication = Authentication(["sk-1"])
+    for fields in ({"x-api-key": "sk-1"}, {"api-key": " sk-1 "}, {"x-api-key": "", "api-key": "sk-1"},
+                   {"authorization": "Bearer sk-1", "x-api-key": "wrong"}):
+        authentication.check(fields)
+    for fields in ({"x-api-key": "sk-2"}, {"x-api-key": "Bearer sk-1"}, {"x-api-key": ""}, {"x-goog-api-key": "sk-1"},
+                   {"authorization": "Bearer sk-2", "x-api-key": "sk-1"}, {"authorization": "", "api-key": "sk-1"},
+                   {"x-api-key": "sk-2", "api-key": "sk-1"}):
+        with pytest.raises(AuthenticationError):
+            authentication.check(fields)
+
+
 def test_without_keys_none_is_asked_for() -> None:
     assert not Authentication().required

@@ -21,10 +21,10 @@ VLLM = ["x-session-id", "x-vllm-priority", "x-data-parallel-rank", "endpoint-loa
 OURS = [
     "authorization", "proxy-authorization", "connection", "content-length", "content-type", "content-encoding", "te",
     "transfer-encoding", "upgrade", "host", "expect", "accept", "accept-encoding", "keep-alive", "trailer",
-    "x-request-id", "http2-settings", "x-bf-api-key", "x-bf-vk",
+    "x-request-id", "http2-settings", "x-bf-api-key", "x-bf-vk", "x-api-key", "api-key",
 ]
 CREDENTIALS = [
-    "cookie", "cookie2", "set-cookie", "x-api-key", "api-key", "x-goog-api-key", "x-auth-token",
+    "cookie", "cookie2", "set-cookie", "x-goog-api-key", "x-auth-token",
     "ocp-apim-subscription-key",
     "cf-access-client-secret", "x-amz-security-token", "x-csrf-token", "x-password", "x-signature", "x-user-session",
 ]

@@ -215,7 +215,7 @@ def test_settings_by_hand() -> None:
 def test_every_flag_of_the_issue_is_there() -> None:
     assert {setting.name for setting in SETTINGS} == set((
         "host port upstream upstream_key api_key api_key_file timeout stream_idle_timeout config workers "
-        "max_body_mb max_connections allowed_origin allowed_host allowed_header passed_header log_format "
+        "max_body_mb max_connections allowed_origin allowed_host allowed_header passed_header log_format model_prefix "
         "graceful_timeout insecure native_responses max_parsed_mb sse_keep_alive_interval keep_alive_timeout "
         "header_timeout body_timeout write_timeout"
     ).split())
@@ -227,6 +227,13 @@ def test_allowed_hosts(tmp_path: Path) -> None:
     for wrong in ("http://a.example", "a.example:8080", "a.example/v1", " "):
         with pytest.raises(ConfigError, match="^--allowed-host: "):
             read({"allowed_host": [wrong]}, {})
+
+
+def test_an_empty_prefix_is_one(tmp_path: Path) -> None:
+    assert read({}, {}).model_prefix == "vllm/"
+    assert read({"model_prefix": ""}, {"VLLM_BRIDGE_MODEL_PREFIX": "x/"}).model_prefix == ""
+    assert read({}, {"VLLM_BRIDGE_MODEL_PREFIX": ""}).model_prefix == ""
+    assert read({"config": file(tmp_path, {"model_prefix": ""})}, {"VLLM_BRIDGE_HOST": ""}).model_prefix == ""
 
 
 def test_headers_that_pass(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from .streams import LEFT, Models, Streamed
 
 __all__ = ["Gateway", "create_app"]
 
-PREFIX = "vllm/"
+_PREFIX = "vllm/"  # is taken off a model's name, whatever ids are listed with
 _SAFE = [("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY")]
 _STREAM = [
     ("Content-Type", "text/event-stream; charset=utf-8"),
@@ -227,14 +227,14 @@ class Gateway:
         asked_for = body.get("model")
         if asked_for is not None and not isinstance(asked_for, str):
             raise invalid("model must be a string", "model")
-        model = _bare(asked_for or "")
+        model = self._bare(asked_for or "")
         if not model:
             raise invalid("model is required", "model")
         operation.check(body)
         body["model"] = entry.model = model
         others: List[str] = []
         if "fallbacks" in body:
-            others, data = _fallbacks(body.pop("fallbacks")), None
+            others, data = self._fallbacks(body.pop("fallbacks")), None
         if data is not None and model != asked_for:
             data = replaced(data, model)
         elif data is not None and not stands_once(data):
@@ -266,10 +266,22 @@ class Gateway:
 
     # ------------------------------------------------------------ models
 
+    def _bare(self, name: str) -> str:
+        """Return a model's name without one literal prefix before it: ``vllm//data/x`` is ``/data/x``."""
+        for prefix in (self.settings.model_prefix, _PREFIX):
+            if prefix and name.startswith(prefix):
+                return name[len(prefix):]
+        return name
+
+    def _fallbacks(self, given: Any) -> List[str]:
+        """Return the models to fall back to; what is none is passed over."""
+        names = [self._bare(name) for name in given if isinstance(name, str)] if isinstance(given, list) else []
+        return [name for name in names if name][:_MOST_FALLBACKS]
+
     def _listed(self, request: Request, entry: Entry) -> Dict[str, Any]:
         found = self._provider_for(request, entry).with_options(deadline=_LISTED_WITHIN).list_models()
         for model in found["data"]:
-            model["id"] = PREFIX + str(model.get("id"))
+            model["id"] = self.settings.model_prefix + str(model.get("id"))
         for status in found.get("key_statuses") or ():
             if "error" in status:
                 error = status["error"]
@@ -281,7 +293,7 @@ class Gateway:
 
     def _model(self, request: Request, entry: Entry) -> Answer:
         asked_for = find(request.method, request.path).rest
-        name = PREFIX + _bare(asked_for)
+        name = self.settings.model_prefix + self._bare(asked_for)
         for model in self._listed(request, entry)["data"]:
             if model["id"] == name:
                 return _json(200, model)
@@ -322,11 +334,6 @@ def _json(status: int, payload: Dict[str, Any]) -> Answer:
     return Answer(status, _JSON, to_json(payload))
 
 
-def _bare(name: str) -> str:
-    """Return a model's name without one literal ``vllm/`` before it: ``vllm//data/x`` is ``/data/x``."""
-    return name[len(PREFIX):] if name.startswith(PREFIX) else name
-
-
 def _unread(operation: Operation, data: bytes) -> Optional[Dict[str, Any]]:
     """Return what has to be known of a body that is too long to be parsed, if it only passes and that is sure."""
     if not operation.passes or not stands_once(data):
@@ -350,12 +357,6 @@ def _check_coding(request: Request) -> None:
     coding = request.fields["content-encoding"]
     if coding and coding.lower() != "identity":
         raise not_served(415, "unsupported_encoding", "the request body is compressed (%.40s); send it plain" % coding)
-
-
-def _fallbacks(given: Any) -> List[str]:
-    """Return the models to fall back to; what is none is passed over."""
-    names = [_bare(name) for name in given if isinstance(name, str)] if isinstance(given, list) else []
-    return [name for name in names if name][:_MOST_FALLBACKS]
 
 
 def _raw_transcription(answer: Answer, response_format: Any) -> Answer:

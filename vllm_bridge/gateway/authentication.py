@@ -18,13 +18,16 @@ class Authentication:
 
     def check(self, fields: Dict[str, str]) -> None:
         """Raise `AuthenticationError` for a request without one of the keys."""
-        scheme, _, key = fields.get("authorization", "").partition(" ")
+        given = fields.get("authorization")
+        if given is None:  # as Anthropic's and Azure's clients send it
+            given = "Bearer " + (fields.get("x-api-key") or fields.get("api-key") or "")
+        scheme, _, key = given.partition(" ")
         digest = sha256(key.strip(" \t").encode("latin-1", "replace")).digest()
         found = False
         for known in self._digests:  # all of them, whichever it is
             found |= hmac.compare_digest(known, digest)
         if not found or scheme.lower() != "bearer":
             raise AuthenticationError(
-                "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+                "the API key is missing or wrong; send it as Authorization: Bearer KEY, or as x-api-key",
                 type="authentication_error", code="invalid_api_key",
             )

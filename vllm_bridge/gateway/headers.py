@@ -28,7 +28,8 @@ _UP = Patterns((
 ).split())
 # What the gateway's own connection and key are made of: nobody else's, not even where it is allowed.
 OURS_UP = Patterns([*HOP_BY_HOP, *(
-    "accept accept-encoding authorization content-* expect host http2-settings proxy-* x-bf-* x-request-id"
+    "accept accept-encoding api-key authorization content-* expect host http2-settings proxy-* x-api-key x-bf-* "
+    "x-request-id"
 ).split()])
 # What a proxy on the way believes of whoever sends it: who a request is from, which page it is for, how it is meant.
 _IDENTITY = Patterns((

@@ -45,6 +45,10 @@ def _text(value: Any, path: str) -> str:
     return found
 
 
+def _prefix(value: Any, path: str) -> str:
+    return validate.text(value, path).strip()
+
+
 def _host_name(value: Any, path: str) -> str:
     name = _text(value, path).lower()
     if ":" in name or "/" in name:
@@ -146,6 +150,8 @@ SETTINGS: Tuple[Setting, ...] = (
             many=True),
     Setting("passed_header", _header_name(OURS_DOWN), (), "NAME", "header of the servers' replies that clients get, "
             "beside rate limits, openai-* and x-vllm-*; may be given several times", many=True),
+    Setting("model_prefix", _prefix, "vllm/", "TEXT", "stands before the models' ids in /v1/models; \"\" for none "
+            "(default: vllm/); requests may have it or not"),
     Setting("log_format", _log_format, "text", "FORMAT", "text or json (default: text)"),
     Setting("graceful_timeout", _number, 30, "SECONDS", "time that running answers get to finish (default: 30)"),
     Setting("keep_alive_timeout", _positive, 75, "SECONDS", "pause between two requests after which a connection is "
@@ -180,6 +186,7 @@ class Settings:
         self.allowed_hosts: Tuple[str, ...] = tuple(chosen["allowed_host"])
         self.allowed_headers: Tuple[str, ...] = tuple(chosen["allowed_header"])
         self.passed_headers: Tuple[str, ...] = tuple(chosen["passed_header"])
+        self.model_prefix: str = chosen["model_prefix"]
         self.log_format: str = chosen["log_format"]
         self.max_parsed = int(chosen["max_parsed_mb"] * _MIB)  # bytes
         self.graceful_timeout: float = chosen["graceful_timeout"]
@@ -203,9 +210,10 @@ class Settings:
 
 
 _SWITCHES = frozenset(("insecure", "native_responses"))  # flags that stand for "true" without a word behind them
+_MAY_BE_EMPTY = frozenset(("model_prefix",))  # for all others an empty variable is none
 _SERVED = frozenset((
     "host port workers max_body_mb max_parsed_mb max_connections allowed_origin allowed_host allowed_header "
-    "passed_header log_format graceful_timeout insecure keep_alive_timeout header_timeout "
+    "passed_header model_prefix log_format graceful_timeout insecure keep_alive_timeout header_timeout "
     "body_timeout write_timeout sse_keep_alive_interval"
 ).split())
 
@@ -268,7 +276,7 @@ def _from_environment(environ: Mapping[str, str], flags: _Given) -> _Given:
         if setting.name == "port" and "://" in value:
             # Kubernetes and Docker put NAME_PORT=tcp://10.43.12.7:80 into every container beside a service NAME.
             continue
-        if value and setting.name not in flags:
+        if (value or name in environ and setting.name in _MAY_BE_EMPTY) and setting.name not in flags:
             if setting.many:
                 value = value.replace(",", " ").split()
             given[setting.name] = (name, _checked(setting, value, _variable_path))
