@@ -6,7 +6,7 @@ can be of interest go out as they came; any other is read like a chunk.
 
 import json
 import re
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from .chat import normalise_chunk
 from .decoding import Ends, TokenUsage, aborted, payload_of
@@ -28,7 +28,8 @@ _COMMENTS = re.compile(rb"(:[^\n]*\n)+")
 _EMPTY_END = re.compile(r'"(finish_reason|stop_reason)": ?""')
 
 # What needs a look at its event, as vLLM writes it; within a JSON string the quotes would be escaped.
-_MARKS = (b'"finish_reason":"', b'"usage"', b'"error"', b'"reasoning', b"data: [")
+_MARKS = (b'"finish_reason":"', b"data: [", b'"usage"', b'"error"', b'"reasoning')
+_LONG = 4096  # bytes: more than a few events, among which are marks more often than not
 
 
 class Forwarding:
@@ -53,18 +54,21 @@ class Forwarding:
 
     def feed(self, block: bytes) -> bytes:
         """Return what a block completes; an error that an event carries is put into `failure`, to be raised then."""
-        events = 0 if self._held or self._decodes else plain(block)
-        if events:
-            self.events += events
-            return block
+        if len(block) < _LONG and not self._held and not self._decodes:
+            events = plain(block)
+            if events:
+                self.events += events
+                return block
         end = 0
         self._decodes = self._decodes or b"\r" in block
         if self._decodes:
             block, self._held = bytes(self._held) + block, bytearray()
         else:
             block = self._whole(block)
-            end = _clear(block)
-            self.events += block.count(b"\n\n", 0, end)
+            end, events = _clear(block)
+            self.events += events
+            if end == len(block):
+                return block
         out: List[bytes] = [block[:end]]
         try:
             for event in self._events.fold(self._lines.feed(block[end:]), comments=True):
@@ -149,8 +153,11 @@ class Forwarding:
         return encode(event.data)
 
 
-def plain(block: bytes) -> int:
-    """Return how many events a block is if each is one line with one choice that goes on, which needs no look."""
+def plain(block: bytes, unmarked: bool = False) -> int:
+    """Return how many events a block is if each is one line with one choice that goes on, which needs no look.
+
+    `unmarked` says that none of `_MARKS` stands in it.
+    """
     count, find = block.count, block.find
     lines = count(b"\n")
     events = lines // 2
@@ -161,18 +168,22 @@ def plain(block: bytes) -> int:
         and count(b'"finish_reason"') == events
         and count(b'"choices":[{') == events
         and (lines == 2 or count(b"}\n\ndata: {") * 2 == lines - 2)
-        and find(b'"usage"') < 0
-        and find(b'"error"') < 0
-        and find(b'"reasoning') < 0
+        and (unmarked or (find(b'"usage"') < 0 and find(b'"error"') < 0 and find(b'"reasoning') < 0))
     )
     return events if alike else 0
 
 
-def _clear(block: bytes) -> int:
-    """Return how many bytes at the beginning of a block are plain events: those before the first with a mark."""
-    end = block.rfind(b"\n\n") + 2
+def _clear(block: bytes) -> Tuple[int, int]:
+    """Return how many bytes at the beginning of a block are plain events, those before any mark, and how many events.
+
+    From the end, where the marks of a burst stand; and to find nothing takes ``rfind`` a third of the time of ``find``.
+    """
+    rfind = block.rfind
+    end = rfind(b"\n\n") + 2
     for mark in _MARKS:
-        at = block.find(mark, 0, end)
-        if at >= 0:
-            end = block.rfind(b"\n\n", 0, at) + 2
-    return end if end > 1 and plain(block[:end]) else 0
+        at = rfind(mark, 0, end)
+        while at >= 0:
+            end = rfind(b"\n\n", 0, at) + 2
+            at = rfind(mark, 0, end)
+    events = plain(block[:end], True)
+    return (end, events) if events else (0, 0)
