@@ -16,7 +16,8 @@ from serving import LONG, TEXT, App, Client, serving, until
 from vllm_bridge.errors import RequestCancelledError
 from vllm_bridge.http1 import wait
 from vllm_bridge.server import listener
-from vllm_bridge.server.listener import Server, listen
+from vllm_bridge.server.addresses import Listener, listen
+from vllm_bridge.server.listener import Server
 from vllm_bridge.server.request import Answer, Request
 
 SUBPROCESS = """
@@ -125,7 +126,8 @@ def test_a_worker_with_all_places_taken_lets_the_others_accept(monkeypatch: Any)
     go = threading.Event()
     first, second = App(held(go)), App(held(go))
     sock = listen("127.0.0.1", 0)
-    with serving(first, sock=sock.dup(), max_connections=1, multiprocess=True) as one, ExitStack() as stack:
+    shared = Listener([sock.sockets[0].dup()])
+    with serving(first, sock=shared, max_connections=1, multiprocess=True) as one, ExitStack() as stack:
         busy = stack.enter_context(Client(one))
         busy.send(get()).until(b"one\r\n")
         with serving(second, sock=sock, max_connections=100, multiprocess=True) as two:

@@ -15,7 +15,8 @@ import pytest
 
 from serving import TEXT, App
 from vllm_bridge.server import workers
-from vllm_bridge.server.listener import Server, listen
+from vllm_bridge.server.addresses import listen
+from vllm_bridge.server.listener import Server
 from vllm_bridge.server.request import Answer
 
 LONG = 30.0
@@ -27,7 +28,7 @@ import logging, os, sys, time
 sys.path[:0] = ["tests"]
 from serving import TEXT, Answer, App, Server
 from vllm_bridge.server import listener
-from vllm_bridge.server.listener import listen
+from vllm_bridge.server.addresses import listen
 from vllm_bridge.server.workers import run
 
 listener._LAST_WORDS = 0.1
@@ -320,7 +321,7 @@ def test_the_parent_kills_who_does_not_stop(monkeypatch: Any, caplog: Any) -> No
 
     sock = listen("127.0.0.1", 0)
     assert workers.run(lambda *args: Server(app), sock, 2, graceful_timeout=0, before_fork=before_fork) == 0
-    assert sock.fileno() == -1
+    assert sock.sockets[0].fileno() == -1
     assert not [record for record in caplog.records if record.levelno > logging.ERROR]
 
 

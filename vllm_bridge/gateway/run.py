@@ -2,16 +2,16 @@
 
 import logging
 import signal
-import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, TextIO, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, TextIO
 
 from ..config.redaction import one_line, shortened
 from ..errors import BridgeError, ConfigError
 from ..provider import BaseOpenAIProvider
 from ..server import workers
-from ..server.listener import Server, listen
+from ..server.addresses import Listener, listen
+from ..server.listener import Server
 from ..version import __version__
 from . import access_log
 from .app import Gateway
@@ -81,7 +81,7 @@ def serve(
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))  # until somebody listens to it
     banner = _Banner(settings, current.gateway.provider, sock, lines)
 
-    def make_server(listener: socket.socket, index: int) -> Server:
+    def make_server(listener: Listener, index: int) -> Server:
         gateway = current.gateway
         gateway.journal.claim(index)
         if index == 0:
@@ -168,24 +168,25 @@ class _Banner:
     """Says where the gateway is, and which servers and models stand behind it; asking them holds nothing up."""
 
     def __init__(
-        self, settings: Settings, provider: BaseOpenAIProvider, sock: socket.socket, out: access_log.Output
+        self, settings: Settings, provider: BaseOpenAIProvider, sock: Listener, out: access_log.Output
     ) -> None:
         self._settings = settings
         self._provider = provider
-        self._address: Tuple[Any, ...] = sock.getsockname()
+        self._urls = ["http://%s:%d" % ("[%s]" % name[0] if ":" in name[0] else name[0], name[1])
+                      for name in [each.getsockname() for each in sock.sockets]]
         self._out = out
         self._json = settings.log_format == "json"
         self._shown = False
         self._thread: Optional[threading.Thread] = None
 
     def show_address(self) -> None:
-        """Print the address."""
-        host, port = self._address[:2]
-        url = "http://%s:%d" % ("[%s]" % host if ":" in host else host, port)
+        """Print the addresses."""
+        url = self._urls[0]
         if self._json:
-            self._print_json({"message": "listening", "url": url, "version": __version__})
+            self._print_json({"message": "listening", "url": url, "urls": self._urls, "version": __version__})
             return
-        self._out.write("vllm-bridge %s listens on %s (base_url for OpenAI clients: %s/v1)\n" % (__version__, url, url))
+        self._out.write("vllm-bridge %s listens on %s (base_url for OpenAI clients: %s/v1)\n" % (
+            __version__, " and ".join(self._urls), url))
         if self._settings.insecure and not self._settings.api_keys:
             self._out.write("  without an API key: everybody who reaches this address can use it\n")
 

@@ -10,10 +10,11 @@ from email.utils import formatdate
 from http.server import ThreadingHTTPServer
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from .addresses import Listener, listen
 from .connection import Connection
 from .request import Application
 
-__all__ = ["Server", "listen"]
+__all__ = ["Server"]
 
 logger = logging.getLogger("vllm_bridge.gateway")
 
@@ -25,12 +26,6 @@ _LAST_JOIN = 3.0  # seconds for threads to end after their connections were cut 
 _COMPLAINTS = 60.0  # seconds between two lines in the log on the same lack
 
 
-def listen(host: str, port: int, backlog: int = 1024) -> socket.socket:
-    """Return a socket that listens on a TCP address; port 0 takes a free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=backlog)
-
-
 class Server(ThreadingHTTPServer):
     """Serve an application over keep-alive connections, a thread for each.
 
@@ -38,7 +33,7 @@ class Server(ThreadingHTTPServer):
     within a body; ``write_timeout`` how long a client may take nothing; ``keep_alive_timeout`` the pause between
     requests. ``max_connections`` is how many of the requests that the application counts are answered at once; more
     connections than that may be open, and where there is no room for another, the one that is idle for longest gives
-    way. Give `sock` to serve on a socket that listens already, and `multiprocess` where other processes do so too.
+    way. Give `sock` to serve on what listens already, and `multiprocess` where other processes do so too.
     """
 
     daemon_threads = True
@@ -49,7 +44,7 @@ class Server(ThreadingHTTPServer):
         host: str = "127.0.0.1",
         port: int = 0,
         *,
-        sock: Optional[socket.socket] = None,
+        sock: Optional[Listener] = None,
         max_connections: int = 1000,
         header_timeout: float = 20.0,
         body_timeout: float = 30.0,
@@ -80,7 +75,7 @@ class Server(ThreadingHTTPServer):
         listener = listen(host, port) if sock is None else sock
         super().__init__(listener.getsockname()[:2], Connection, bind_and_activate=False)
         self.socket.close()  # the one that socketserver made
-        self.socket = listener
+        self.socket: Any = listener
         # Another process may take a connection between the report and the accept.
         listener.setblocking(False)
         self.server_address = listener.getsockname()
@@ -97,7 +92,8 @@ class Server(ThreadingHTTPServer):
         self._ended.clear()
         try:
             with selectors.DefaultSelector() as selector:
-                selector.register(self.socket, selectors.EVENT_READ)
+                for sock in self.socket.sockets:
+                    selector.register(sock, selectors.EVENT_READ)
                 selector.register(self._wake, selectors.EVENT_READ)
                 while not self.stopping:
                     for key, _ in selector.select():

@@ -1,4 +1,4 @@
-"""Worker processes on one listening socket."""
+"""Worker processes that listen together."""
 
 import logging
 import os
@@ -10,13 +10,14 @@ import time
 from types import FrameType
 from typing import Any, Callable, Dict, List, Optional
 
+from .addresses import Listener
 from .listener import Server
 
 __all__ = ["run"]
 
 logger = logging.getLogger("vllm_bridge.gateway")
 
-MakeServer = Callable[[socket.socket, int], Server]
+MakeServer = Callable[[Listener, int], Server]
 Reload = Callable[[Optional[Server]], bool]
 
 _NOT_STARTED = 3  # exit code of a worker that could not make its server
@@ -34,7 +35,7 @@ def _nothing(server: Optional[Server]) -> bool:
 
 def run(
     make_server: MakeServer,
-    sock: socket.socket,
+    sock: Listener,
     workers: int = 1,
     *,
     graceful_timeout: float = 30.0,
@@ -42,7 +43,7 @@ def run(
     worker_started: Optional[Callable[[int, int], None]] = None,
     reload: Reload = _nothing,
 ) -> int:
-    """Serve on a listening socket with `workers` processes until SIGTERM or SIGINT; return the exit code.
+    """Serve on what listens with `workers` processes until SIGTERM or SIGINT; return the exit code.
 
     ``make_server(sock, index)`` is called once in each process, with indexes from 0; with one worker, or where there
     is no fork, in this one. A worker that dies is replaced under its index. ``before_fork(index)`` and
@@ -117,7 +118,7 @@ class _Parent:
     def __init__(
         self,
         make_server: MakeServer,
-        sock: socket.socket,
+        sock: Listener,
         count: int,
         graceful_timeout: float,
         before_fork: Optional[Callable[[int], None]],
@@ -159,8 +160,9 @@ class _Parent:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._selector.close()
-            for sock in (self._wake, self._waker, self._sock):
+            for sock in (self._wake, self._waker):
                 sock.close()
+            self._sock.close()
         return self._code
 
     def _on_signal(self, number: int, frame: Any) -> None:
