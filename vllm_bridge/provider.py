@@ -191,6 +191,10 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         """Return the keys whose server could not be reached and has not answered since."""
         return [key for key, _ in self._caller.fleet.cooling()]
 
+    def changes(self) -> Dict[Tuple[str, str], int]:
+        """Return how often something has happened to a server, by its URL and what it was: away, back, ..."""
+        return dict(self._caller.fleet.changes)
+
     def tidy(self) -> None:
         """Close the idle connections that are too old or have ended, as calls do; ask what several servers have now."""
         self._caller.tidy(self._options)

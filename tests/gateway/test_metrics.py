@@ -105,3 +105,30 @@ def test_cooled_servers_and_lost_lines(metrics: Metrics) -> None:
     assert numbers(metrics)["vllm_bridge_log_lines_dropped_total"] == 5
     metrics.state({}, 0, 0)
     assert numbers(metrics)["vllm_bridge_cooled_servers"] == 0
+
+
+def test_a_server(metrics: Metrics) -> None:
+    metrics.with_servers({"http://gpu:8000": 2})
+    assert numbers(metrics)['vllm_bridge_server_requests_in_flight{server="http://gpu:8000"}'] == 2
+    metrics.attempted("http://gpu:8000")
+    metrics.attempted("http://gpu:8000")
+    metrics.count_for("http://gpu:8000", 200, 0.02, 0.3, (11, 13, 7))
+    metrics.changed("http://gpu:8000", "away", 2)
+    metrics.with_servers({})
+    found = numbers(metrics)
+    assert found['vllm_bridge_server_requests_in_flight{server="http://gpu:8000"}'] == 0
+    assert found['vllm_bridge_server_requests_total{server="http://gpu:8000",status="200"}'] == 1
+    assert found['vllm_bridge_server_attempts_total{server="http://gpu:8000"}'] == 2
+    assert found['vllm_bridge_server_changes_total{server="http://gpu:8000",change="away"}'] == 2
+    assert found['vllm_bridge_server_delay_seconds_sum{server="http://gpu:8000"}'] == 0.02
+    assert found['vllm_bridge_server_first_token_seconds_sum{server="http://gpu:8000"}'] == 0.3
+    tokens = 'vllm_bridge_server_tokens_total{server="http://gpu:8000",direction="%s"}'
+    assert [found[tokens % direction] for direction in ("prompt", "completion", "cached")] == [11, 13, 7]
+
+
+def test_servers_that_come_and_go_do_not_fill_the_memory(metrics: Metrics) -> None:
+    for number in range(250):
+        metrics.attempted("http://10.0.0.%d:8000" % number)
+    found = numbers(metrics)
+    assert sum(name.startswith("vllm_bridge_server_attempts_total") for name in found) == 201
+    assert found['vllm_bridge_server_attempts_total{server="other"}'] == 50

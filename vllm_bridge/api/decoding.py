@@ -330,6 +330,7 @@ class TokenUsage:
 
     prompt_tokens = 0
     completion_tokens = 0
+    cached_tokens = 0  # of the prompt's; vLLM tells them with --enable-prompt-tokens-details
 
     def take(self, usage: Any) -> None:
         """Note the counts of a ``usage`` object, of chat's or of the Responses' naming."""
@@ -338,3 +339,7 @@ class TokenUsage:
                 count = usage.get(ours, usage.get(theirs))
                 if isinstance(count, int):
                     setattr(self, ours, max(count, getattr(self, ours)))
+            details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+            cached = details.get("cached_tokens") if isinstance(details, dict) else None
+            if isinstance(cached, int):
+                self.cached_tokens = max(cached, self.cached_tokens)

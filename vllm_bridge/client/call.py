@@ -150,6 +150,7 @@ class Caller:
                 trace.attempts += 1
                 trace.key = key
                 trace.request_id = call.request_id
+                trace.sent = time.monotonic()
             try:
                 if begin is None:
                     result: Any = self.transport.send(call)
@@ -164,6 +165,7 @@ class Caller:
                 with_origin(error, call)
                 if trace is not None:
                     trace.status, trace.request_id = error.status_code, error.request_id
+                    trace.failed += (key,)
                 pause = attempts.failed(key, error)
                 if pause is None or (deadline is not None and time.monotonic() + pause >= deadline):
                     raise attempts.failure(error)

@@ -22,10 +22,13 @@ class Trace(TokenUsage):
     """What became of a call: filled in while it runs, a stream's at its end, for whoever logs or counts.
 
     `status` is the HTTP status of the last reply, or the one that an error in it stands for; ``None`` without a reply.
-    `events` counts a stream's items.
+    `events` counts a stream's items; `sent` is when the last request left, of time.monotonic; `failed` are the keys of
+    the attempts that gave nothing.
     """
 
     attempts = 0
+    failed: Tuple[Key, ...] = ()
+    sent: Optional[float] = None
     events = 0
     key: Optional[Key] = None
     request_id: Optional[str] = None

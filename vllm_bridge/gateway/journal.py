@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from typing import Any, Deque, Dict, List, Optional, Set
+from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
 from ..client.options import Trace
 from ..provider import BaseOpenAIProvider
@@ -61,6 +61,8 @@ class Journal:
         self._running: Set[Entry] = set()
         self._ended: Deque[Entry] = deque()
         self._known: Dict[str, int] = {}  # operation → requests under way, as it was told last
+        self._with: Dict[str, int] = {}  # server → requests that are with it, as it was told last
+        self._changes: Dict[Tuple[str, str], int] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: Optional[threading.Thread] = None
@@ -102,7 +104,7 @@ class Journal:
         """Count for this worker; to be called once in each process after the fork."""
         with self._lock:
             self._metrics.claim(worker)
-            self._known = {}
+            self._known, self._with = {}, {}
 
     def close(self) -> None:
         """Settle, end the thread and give the memory of the metrics back."""
@@ -160,6 +162,7 @@ class Journal:
                     (entry.trace.prompt_tokens, entry.trace.completion_tokens),
                     max(0, entry.trace.attempts - 1 - entry.fallbacks), entry.fallbacks,
                 )
+                self._count_servers(entry)
             if entry.refused_by is not None:
                 self._metrics.refused(entry.refused_by)
         self._state(entries)
@@ -167,11 +170,36 @@ class Journal:
             since = time.time() - time.monotonic()
             access_log.write([access_log.line(self._fields(entry, since), self._log_format) for entry in entries])
 
+    def _count_servers(self, entry: Entry) -> None:
+        trace = entry.trace
+        failed = [str(key.url) for key in trace.failed]
+        for url in failed:
+            self._metrics.attempted(url)
+        if trace.key is None:
+            return
+        before = None if trace.sent is None else max(0.0, trace.sent - entry.started)
+        self._metrics.count_for(
+            str(trace.key.url), entry.status, before,
+            None if entry.first is None or before is None else entry.first - before,
+            (trace.prompt_tokens, trace.completion_tokens, trace.cached_tokens),
+        )
+        if not failed or trace.attempts > len(failed):  # the last one has not failed
+            self._metrics.attempted(str(trace.key.url))
+
     def _state(self, ended: List[Entry]) -> None:
         none = dict.fromkeys([entry.operation for entry in ended if entry.counted], 0)
         told = {**none, **dict.fromkeys(self._known, 0), **Counter(entry.operation for entry in self._running.copy())}
         changed = {operation: number for operation, number in told.items() if number != self._known.get(operation)}
         self._known = told
+        running = Counter(str(entry.trace.key.url) for entry in self._running.copy() if entry.trace.key is not None)
+        if running != self._with:
+            self._with = running
+            self._metrics.with_servers(running)
+        changes = self.provider.changes()
+        if changes != self._changes:
+            for (server, change), times in changes.items():
+                self._metrics.changed(server, change, times - self._changes.get((server, change), 0))
+            self._changes = changes
         self._metrics.state(changed, len(self.provider.cooling()), access_log.dropped())
 
     def _fields(self, entry: Entry, since: float) -> Dict[str, Any]:
@@ -183,10 +211,13 @@ class Journal:
             "status": entry.status,
             "model": entry.model,
             "server": entry.trace.server,
+            "attempts": entry.trace.attempts or None,
+            "gateway_ms": None if entry.trace.sent is None else round((entry.trace.sent - entry.started) * 1000, 1),
             "first_token_ms": None if entry.first is None else round(entry.first * 1000, 1),
             "total_ms": round((entry.ended - entry.started) * 1000, 1),
             "tokens_in": entry.trace.prompt_tokens or None,
             "tokens_out": entry.trace.completion_tokens or None,
+            "tokens_cached": entry.trace.cached_tokens or None,
             "request_id": entry.id,
         }
 

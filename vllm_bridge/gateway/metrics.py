@@ -1,7 +1,7 @@
 """What the gateway counts, and its text for Prometheus (exposition format 0.0.4)."""
 
 from bisect import bisect_left
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from .counters import Counters, Row
 
@@ -11,6 +11,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _MOST_MODELS = 200  # names of models that get numbers of their own: any client may invent one
+_MOST_SERVERS = 200  # where they come and go under one name there may be ever others
 _OTHER = "other"
 
 _FAMILIES: Tuple[Tuple[str, str, str], ...] = (
@@ -22,9 +23,25 @@ _FAMILIES: Tuple[Tuple[str, str, str], ...] = (
     ("vllm_bridge_retries_total", "counter", "Requests sent to a server once more."),
     ("vllm_bridge_fallbacks_total", "counter", "Requests sent to a fallback model."),
     ("vllm_bridge_upstream_authentication_errors_total", "counter", "Requests whose server refused the gateway's key."),
+    ("vllm_bridge_server_requests_total", "counter", "Requests by the server that was asked last."),
+    ("vllm_bridge_server_attempts_total", "counter", "Requests sent to a server, those that failed included."),
+    ("vllm_bridge_server_requests_in_flight", "gauge", "Requests that are with a server."),
+    ("vllm_bridge_server_delay_seconds", "histogram", "Time in the gateway before a request left for a server."),
+    ("vllm_bridge_server_first_token_seconds", "histogram", "Time from a request to a server to its first event."),
+    ("vllm_bridge_server_tokens_total", "counter", "Tokens as a server counted them; cached ones are of its prompts."),
+    ("vllm_bridge_server_changes_total", "counter", "What happened to a server: away, back, a model gained or lost."),
     ("vllm_bridge_cooled_servers", "gauge", "Servers that could not be reached and have not answered again."),
     ("vllm_bridge_log_lines_dropped_total", "counter", "Lines of the log that nobody was there to read."),
 )
+
+
+class _ServerRows(NamedTuple):
+    name: str
+    attempts: Row
+    running: Row
+    delay: Row
+    first: Row
+    tokens: Tuple[Row, ...]
 
 
 class Metrics:
@@ -38,15 +55,16 @@ class Metrics:
         self._rows: Dict[Any, Row] = {}
         self._of_request: Dict[Tuple[str, str, int], Tuple[Row, ...]] = {}
         self._models: Dict[str, str] = {}
+        self._servers: Dict[str, _ServerRows] = {}
 
     def claim(self, worker: int) -> None:
         """Count for this worker; to be called once in each process after the fork."""
-        self._rows, self._of_request = {}, {}
+        self._rows, self._of_request, self._servers = {}, {}, {}
         self._counters.claim(worker)
 
     def close(self) -> None:
         """Give the shared memory back."""
-        self._rows, self._of_request = {}, {}
+        self._rows, self._of_request, self._servers = {}, {}, {}
         self._counters.close()
 
     def count(
@@ -77,6 +95,58 @@ class Metrics:
             self._row(_counter, "retries_total", operation=operation)[0] += retries
         if fallbacks:
             self._row(_counter, "fallbacks_total", operation=operation)[0] += fallbacks
+
+    def count_for(
+        self,
+        server: str,
+        status: int,
+        before: Optional[float],
+        first: Optional[float],
+        tokens: Tuple[int, int, int],
+    ) -> None:
+        """Count a request for the server that was asked last.
+
+        `before` is the seconds until the request left, `first` those from then to the first token.
+        """
+        rows = self._of_server(server)
+        self._row(_counter, "server_requests_total", server=rows.name, status=status)[0] += 1
+        if before is not None:
+            _observe(rows.delay, before)
+        if first is not None:
+            _observe(rows.first, first)
+        for row, count in zip(rows.tokens, tokens):
+            row[0] += count
+
+    def attempted(self, server: str) -> None:
+        """Count a request that was sent to a server, whatever became of it."""
+        self._of_server(server).attempts[0] += 1
+
+    def changed(self, server: str, change: str, times: int) -> None:
+        """Count what happened to a server."""
+        self._row(_counter, "server_changes_total", server=self._of_server(server).name, change=change)[0] += times
+
+    def with_servers(self, running: Mapping[str, int]) -> None:
+        """Tell how many requests are with each server; one that is not named has none."""
+        for server in {**self._servers, **running}:
+            rows = self._of_server(server)
+            rows.running[0] = running.get(server, 0)
+
+    def _of_server(self, server: str) -> "_ServerRows":
+        rows = self._servers.get(server)
+        if rows is None:
+            name = server if len(self._servers) < _MOST_SERVERS else _OTHER
+            rows = _ServerRows(
+                name,
+                self._row(_counter, "server_attempts_total", server=name),
+                self._row(_gauge, "server_requests_in_flight", server=name),
+                self._row(_histogram, "server_delay_seconds", server=name),
+                self._row(_histogram, "server_first_token_seconds", server=name),
+                tuple(self._row(_counter, "server_tokens_total", server=name, direction=direction)
+                      for direction in ("prompt", "completion", "cached")),
+            )
+            if name is not _OTHER:
+                self._servers[server] = rows
+        return rows
 
     def refused(self, server: str) -> None:
         """Count a request whose server refused the gateway's key."""

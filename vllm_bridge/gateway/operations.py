@@ -71,7 +71,7 @@ class Operation(NamedTuple):
 
 # ---------------------------------------------------------------- whole replies
 
-_COUNT = re.compile(rb'"(prompt|completion)_tokens": ?([0-9]{1,15})')
+_COUNT = re.compile(rb'"(prompt|completion|cached)_tokens": ?([0-9]{1,15})')
 
 
 def _forwarded(operation: str) -> Callable[[Asked], Answer]:
@@ -108,8 +108,10 @@ def _count(body: bytes, tokens: TokenUsage) -> None:
     for name, digits in _COUNT.findall(body, at, at + 1000):
         if name == b"prompt":
             tokens.prompt_tokens = int(digits)
-        else:
+        elif name == b"completion":
             tokens.completion_tokens = int(digits)
+        else:
+            tokens.cached_tokens = int(digits)
 
 
 def _record(call: str) -> Callable[[Asked], Answer]:
