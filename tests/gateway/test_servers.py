@@ -13,7 +13,8 @@ from vllm_bridge.vllm import VLLMProvider
 
 CHAT = "/v1/chat/completions"
 # As vLLM has it with --enable-prompt-tokens-details.
-USAGE = {"prompt_tokens": 30, "total_tokens": 34, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 16}}
+USAGE = {"prompt_tokens": 30, "total_tokens": 34, "completion_tokens": 4,
+         "prompt_tokens_details": {"cached_tokens": 16}}
 BUSY = answer({"error": {"message": "busy", "code": 503}}, "503 Service Unavailable")
 WHOLE = answer({**completion(), "usage": USAGE})
 STREAM: List[Any] = [
