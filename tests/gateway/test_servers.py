@@ -72,7 +72,7 @@ def test_a_request_that_reached_no_server_tells_of_the_attempts(lines: List[Dict
 def test_a_server_that_is_not_there_is_counted(lines: List[Dict[str, Any]]) -> None:
     url = nobody()
     with served(url) as address:
-        assert ask(address, "POST", CHAT, chat("x")).status == 503
+        assert ask(address, "POST", CHAT, chat("x")).status >= 500
         text = ask(address, "GET", "/metrics").body.decode()
     assert 'vllm_bridge_server_changes_total{server="%s",change="away"} 1\n' % url in text
     assert (lines[0]["server"], lines[0]["attempts"]) == (url, 3)
