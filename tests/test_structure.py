@@ -53,8 +53,8 @@ Trace UnprocessableEntityError UnsupportedOperationError VLLMProvider __version_
 INHERITED = {"setup", "handle", "finish", "init_poolmanager", "proxy_manager_for"}
 # What the standard library, requests, WSGI servers or a reader of the documentation call.
 CALLED_BY_OTHERS = {
-    "Blocks", "_print_message", "create_app", "emit", "formatMessage", "get_redirect_target", "handle_error",
-    "handle_one_request", "log_message", "readlines", "server_bind", "writable",
+    "Blocks", "_print_message", "_repr_pretty_", "create_app", "emit", "formatMessage", "get_redirect_target",
+    "handle_error", "handle_one_request", "log_message", "readlines", "server_bind", "writable",
 }
 
 

@@ -75,13 +75,20 @@ class VLLMProvider(BaseOpenAIProvider):
                 return super()._response_events(self._opened(body))
             except APIStatusError as error:
                 self._go_over_chat(error)
-        from .api.responses import iter_events
+        from .api.responses import from_chat, iter_events
 
         body.pop("stream", None)
         chat_body, context = self._to_chat(body)
         with _coded():
             stream = self._chunks(self._body("chat_completion_stream", chat_body))
-        return stream.converted(lambda chunks: _records(iter_events(chunks, context)))
+        latest: Dict[str, Any] = {}
+
+        def whole() -> Response:
+            response = latest.get("response") or {}
+            ended = response.get("status") not in (None, "queued", "in_progress")
+            return Response(response if ended else from_chat(stream.partial(), context))
+
+        return stream.converted(lambda chunks: _records(iter_events(chunks, context), latest), whole)
 
     def forward(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Reply:
         """Carry out an operation as the base class does, and ``responses`` too, converted where it is not native."""
@@ -192,9 +199,15 @@ class VLLMProvider(BaseOpenAIProvider):
         return []
 
 
-def _records(events: Iterable[Any]) -> Iterator[ResponseEvent]:
+def _records(events: Iterable[Any], latest: Dict[str, Any]) -> Iterator[ResponseEvent]:
+    """Yield events as records; the last Response that one brings is noted."""
     for event in events:
-        yield ResponseEvent(event) if isinstance(event, dict) else event  # a comment, as bytes
+        if isinstance(event, dict):
+            if "response" in event:
+                latest["response"] = event["response"]
+            yield ResponseEvent(event)
+        else:
+            yield event  # a comment, as bytes
 
 
 @contextmanager

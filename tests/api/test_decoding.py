@@ -396,7 +396,8 @@ def test_a_long_transcription():
         items.extend(reader.feed(event(sent)))
     assert reader.finished is (not transcript.payloads[-1]["choices"])  # the usage chunk comes last
     text = "".join(choice["delta"].get("content") or "" for sent in transcript.payloads for choice in sent["choices"])
-    assert reader.partial() == {"text": text} and reader.partial().text == text
+    usage = {"usage": transcript.payloads[-1]["usage"]} if transcript.payloads[-1].get("usage") else {}
+    assert reader.partial() == {"text": text, **usage} and reader.partial().text == text
     [last] = reader.finish()
     assert {type(item) for item in items + [last]} == {TranscriptionEvent}
     assert (last.type, last.text) == ("transcript.text.done", text)

@@ -65,6 +65,7 @@ def replies() -> None:
     for chunk in vllm.chat_completion_stream(messages=[]):
         print(chunk.tetx)  # mistake
         print(chunk.choices[0].message)  # mistake
+    print(vllm.chat_completion_stream(messages=[]).completion().txet)  # mistake
     for event in vllm.responses_stream(input="Hi"):
         print(event.sequence)  # mistake
     vectors = vllm.embedding(input=["a"])

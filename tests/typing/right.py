@@ -88,6 +88,8 @@ def streams() -> None:
             delta: Optional[str] = chunk.choices[0].delta.content
             print(chunk.text, delta)
         of_chunks.close()
+        whole: ChatCompletion = stream.completion()
+        print(stream.text, whole.text, stream.server, stream.headers)
     for part in vllm.text_completion_stream(prompt="x"):
         completion: Completion = part
         piece: str = completion.choices[0].text
@@ -96,6 +98,8 @@ def streams() -> None:
         spoken: TranscriptionEvent = event
         words: Optional[str] = spoken.delta
         print(words)
+    answered: Response = vllm.responses_stream(input="x").completion()
+    print(answered.request_id, answered.headers, answered.server, answered.elapsed)
     for told in vllm.responses_stream(input="x"):
         response_event: ResponseEvent = told
         print(response_event.sequence_number)

@@ -13,11 +13,18 @@ if TYPE_CHECKING:
 else:
     _Base = dict
 
-__all__ = ["Record", "Shape"]
+__all__ = ["Came", "Record", "Shape", "Whole"]
 
 R = TypeVar("R", bound="Record")
+W = TypeVar("W", bound="Whole")
 
 _KEYS_SHOWN = 30
+# In a notebook: characters of a text, items of a list, levels.
+_TEXT_SHOWN = 1000
+_ITEMS_SHOWN = 5
+_DEPTH_SHOWN = 12
+
+Came = Tuple[Optional[str], Dict[str, str], Optional[str], Optional[float]]
 
 
 class Record(_Base):
@@ -56,12 +63,35 @@ class Record(_Base):
     def __repr__(self) -> str:
         return "%s(%s)" % (type(self).__name__, super().__repr__())
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Print a record in a notebook: long lists and texts shortened."""
+        printer.text("%s(...)" % type(self).__name__ if cycle else "%s(%s)" % (type(self).__name__, _shortened(self)))
+
     def __reduce__(self) -> Tuple[Any, ...]:
         return type(self), (dict(self),)
 
     def copy(self: R) -> R:
         """Return a shallow copy of the same class."""
         return type(self)(self)
+
+
+def _shortened(record: Record) -> str:
+    """Return the JSON of a record on a few lines, as a person wants to see it."""
+    import json
+
+    def short(value: Any, depth: int) -> Any:
+        if isinstance(value, str) and len(value) > _TEXT_SHOWN:
+            return "%s... (%d characters)" % (value[:_TEXT_SHOWN], len(value))
+        if isinstance(value, dict):
+            return {key: short(item, depth + 1) for key, item in value.items()} if depth < _DEPTH_SHOWN else "{...}"
+        if isinstance(value, list):
+            if depth >= _DEPTH_SHOWN and value:
+                return "[...]"
+            shown = [short(item, depth + 1) for item in value[:_ITEMS_SHOWN]]
+            return shown + ["... (%d in all)" % len(value)] if len(value) > _ITEMS_SHOWN else shown
+        return value
+
+    return json.dumps(short(record, 0), indent=1, ensure_ascii=False, default=repr)
 
 
 def _names(record: Record) -> str:
@@ -110,3 +140,58 @@ class Shape(Record):
 
     if TYPE_CHECKING:
         __getattr__: None  # type: ignore[assignment, misc]
+
+
+class Whole(Shape):
+    """A reply as such, which also knows how it came; that is no part of its JSON. What is not known is ``None``.
+
+    `request_id` is the id under which the server logs the request, `headers` are the reply's by their names in lower
+    case, `server` is the URL of the one that answered, `elapsed` how many seconds it took.
+    """
+
+    __slots__ = ("_came",)
+
+    @property
+    def request_id(self) -> Optional[str]:
+        """The id under which the server logs the request."""
+        return self._way[0]
+
+    @property
+    def headers(self) -> Dict[str, str]:
+        """The headers of the reply, by their names in lower case."""
+        return self._way[1]
+
+    @property
+    def server(self) -> Optional[str]:
+        """The URL of the server that answered."""
+        return self._way[2]
+
+    @property
+    def elapsed(self) -> Optional[float]:
+        """The seconds between the request to that server and the end of its reply."""
+        return self._way[3]
+
+    @property
+    def _way(self) -> Came:
+        try:
+            came: Came = _came.__get__(self)
+        except AttributeError:
+            return None, {}, None, None
+        return came
+
+    def __setstate__(self, came: Came) -> None:
+        _came.__set__(self, came)
+
+    came = __setstate__
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), (dict(self),), self._way
+
+    def copy(self: W) -> W:
+        """Return a shallow copy of the same class."""
+        other = type(self)(self)
+        other.came(self._way)
+        return other
+
+
+_came: Any = Whole.__dict__["_came"]  # the slot; an attribute of a record cannot be set

@@ -281,7 +281,8 @@ class TranscriptionReader:
 
     def partial(self) -> Transcription:
         """Return the text that has arrived so far as a transcription."""
-        return Transcription(text=joined(self._deltas) or joined(self._done))
+        usage = {"usage": self._rest["usage"]} if self._rest.get("usage") else {}
+        return Transcription(text=joined(self._deltas) or joined(self._done), **usage)
 
     def _chunk(self, chunk: Dict[str, Any], text: str) -> Sequence[TranscriptionEvent]:
         choices = chunk.get("choices") or ()

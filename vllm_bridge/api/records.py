@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, List, Optional, Union
 
-from .attributes import Record as Record, Shape
+from .attributes import Record as Record, Shape, Whole
 from .folding import objects
 
 # ---------------------------------------------------------------- shapes shared by several operations
@@ -60,7 +60,7 @@ class ChatChoice(Shape):
     token_ids: Optional[List[int]]
 
 
-class ChatCompletion(Shape):
+class ChatCompletion(Whole):
     """The reply of ``chat_completion``."""
 
     id: str
@@ -148,7 +148,7 @@ class CompletionChoice(Shape):
     prompt_token_ids: Optional[List[int]]
 
 
-class Completion(Shape):
+class Completion(Whole):
     """The reply of ``text_completion``, and one item of ``text_completion_stream``."""
 
     id: str
@@ -180,7 +180,7 @@ class Embedding(Shape):
     embedding: List[float]
 
 
-class EmbeddingList(Shape):
+class EmbeddingList(Whole):
     """The reply of ``embedding``."""
 
     id: str
@@ -200,7 +200,7 @@ class RerankResult(Shape):
     document: Optional[Record]
 
 
-class Rerank(Shape):
+class Rerank(Whole):
     """The reply of ``rerank``: ``results``, best first."""
 
     id: Optional[str]
@@ -221,7 +221,7 @@ class TranscriptionSegment(Shape):
     tokens: Optional[List[int]]
 
 
-class Transcription(Shape):
+class Transcription(Whole):
     """The reply of ``transcription``. ``duration`` is seconds, a number or a string as the server sent it."""
 
     text: str
@@ -259,7 +259,7 @@ class Model(Shape):
     permission: Optional[List[Record]]
 
 
-class ModelList(Shape):
+class ModelList(Whole):
     """The reply of ``list_models``."""
 
     object: str
@@ -285,7 +285,7 @@ class ResponseItem(Shape):
     arguments: Optional[str]
 
 
-class Response(Shape):
+class Response(Whole):
     """The reply of ``responses``."""
 
     id: str

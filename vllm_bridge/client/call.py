@@ -221,7 +221,7 @@ class Caller:
             headers[_REQUEST_ID] = "%032x" % random.getrandbits(128)
         return Call(
             method, "%s%s%s" % (key.url, path, options.query), headers, body, options.timeout, deadline, options.cancel,
-            self._secrets, options.client, options.session, options.direct,
+            self._secrets, options.client, options.session, options.direct, key.url,
         )
 
     def _headers_for(self, key: Key) -> Dict[str, str]:

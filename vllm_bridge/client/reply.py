@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Protocol, Tu
 from .cancellation import Cancellation
 from .failures import cause_of
 from .retry import parse_retry_after
+from ..api.attributes import Came
 from ..errors import (
     APIConnectionError,
     APIStatusError,
@@ -38,10 +39,13 @@ class Call(Exchange):
     `body` is bytes, or an object with read(n) and __len__, or None. `timeout` is (connect, read) in seconds, `deadline`
     an instant of time.monotonic. `client` is who must still be there while the transport waits (see `http1.wait`),
     `session` a caller's own. With `direct` what needs no proxy goes past requests. `secrets` are what no error may
-    show, beside the credentials among the headers.
+    show, beside the credentials among the headers. `server` is its URL as the provider knows it.
     """
 
-    __slots__ = ("method", "url", "headers", "body", "timeout", "cancellation", "secrets", "session", "direct")
+    __slots__ = (
+        "method", "url", "headers", "body", "timeout", "cancellation", "secrets", "session", "direct", "server",
+        "started",
+    )
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class Call(Exchange):
         client: Client = None,
         session: Any = None,
         direct: bool = False,
+        server: Optional[str] = None,
     ) -> None:
         super().__init__(timeout[0], timeout[1], deadline, client)
         self.method = method
@@ -67,6 +72,8 @@ class Call(Exchange):
         self.secrets = secrets
         self.session = session
         self.direct = direct
+        self.server = server
+        self.started = time.monotonic()
 
     def __repr__(self) -> str:
         return "Call(%s %s)" % (self.method, self.url)  # the headers hold the key
@@ -86,6 +93,7 @@ class Reply(NamedTuple):
     url: str
     request_id: Optional[str]
     call: Optional[Call] = None
+    elapsed: Optional[float] = None  # seconds from the call to the end of the body
 
     def __repr__(self) -> str:
         return "Reply(%d, %d bytes from %s)" % (self.status, len(self.body), self.url)
@@ -94,6 +102,11 @@ class Reply(NamedTuple):
     def content_type(self) -> str:
         """The media type and its parameters, or ``""``."""
         return self.headers.get("content-type") or ""
+
+    @property
+    def came(self) -> Came:
+        """How the reply came, for the record that is made of it."""
+        return self.request_id, self.headers, None if self.call is None else self.call.server, self.elapsed
 
     def read(self, convert: Callable[[], T]) -> T:
         """Return what `convert` makes of the body; its errors then tell where the body is from, and no secret."""
@@ -151,7 +164,9 @@ class OpenReply:
         self.headers = headers
         self.url = call.url
         self.request_id = headers.get("x-request-id") or call.headers.get("X-Request-Id")
+        self.server = call.server
         self._call = call
+        self._ended: Optional[float] = None
         self._body = body
         self._failure = failure
         self._content: Callable[[], bytes] = body.read1
@@ -159,6 +174,11 @@ class OpenReply:
         self.resumes = True  # a read that took too long may be tried again
         self._closed = False
         self._reading = False
+
+    @property
+    def elapsed(self) -> float:
+        """The seconds from the call until now, or until the reply was closed."""
+        return (time.monotonic() if self._ended is None else self._ended) - self._call.started
 
     def decode(self, encoding: str) -> None:
         """Read what is below a Content-Encoding; raises ProtocolError for one that is not known here."""
@@ -212,7 +232,7 @@ class OpenReply:
         finally:
             self.close()
         data = blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        return Reply(self.status, self.headers, data, self.url, self.request_id, call)
+        return Reply(self.status, self.headers, data, self.url, self.request_id, call, self.elapsed)
 
     def error(self) -> BridgeError:
         """Read the body of an error status, within bounds of bytes and time, and return the error."""
@@ -275,6 +295,7 @@ class OpenReply:
         if self._closed:
             return
         self._closed = True
+        self._ended = time.monotonic()
         if not self._body.ended:
             self._call.cancel(_CLOSED)  # wakes a thread that reads, which then closes
             if not self._reading:

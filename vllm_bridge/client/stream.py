@@ -3,6 +3,7 @@
 import time
 from itertools import chain
 from typing import (
+    TYPE_CHECKING,
     Any,
     Callable,
     Dict,
@@ -15,19 +16,23 @@ from typing import (
     Sequence,
     TypeVar,
     Union,
+    overload,
 )
 
-from ..api.body import decode
+from ..api.attributes import Whole
 from ..api.forwarding import Forwarding
 from ..errors import (
     APIConnectionError,
     APITimeoutError,
     BridgeError,
     IncompleteStreamError,
-    ResponseDecodeError,
-    payload_error,
 )
 from ..sse import Event, EventDecoder, iter_lines
+from .source import Source as Source, first_block
+
+if TYPE_CHECKING:
+    from ..api.records import ChatCompletion, ChatCompletionChunk, Completion, Response, ResponseEvent, Transcription
+    from ..api.records import TranscriptionEvent
 
 __all__ = ["GRACE", "KEEP_ALIVE", "Limits", "Progress", "Reader", "Source", "Stream", "items_of"]
 
@@ -40,29 +45,6 @@ Item_co = TypeVar("Item_co", covariant=True)
 GRACE = 2.0
 KEEP_ALIVE = b": keep-alive\n\n"  # as vLLM writes it with --sse-keep-alive-interval
 _BLANK = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_NO_STREAM = 1024 * 1024, 5.0  # bytes and seconds that are read of a JSON body where a stream should be
-_QUOTED = 65536, 0.2  # and of anything else
-
-
-class Source(Protocol):
-    """Where a stream's bytes come from: an open reply of the transport."""
-
-    url: str
-    request_id: Optional[str]
-    headers: Any
-    resumes: bool  # a read that took too long may be tried again
-
-    def read(self) -> bytes:
-        """Return the bytes that are there, ``b""`` at the end of the body."""
-
-    def set_timeout(self, seconds: Optional[float]) -> None:
-        """Limit the wait of the next reads."""
-
-    def finish(self) -> None:
-        """Give the connection back: nothing but the end of the body is still to come."""
-
-    def close(self) -> None:
-        """Close the connection, from any thread; does nothing after `finish`."""
 
 
 class Reader(Protocol[Item_co]):
@@ -102,8 +84,13 @@ class Progress:
 
     def __init__(self, source: Optional[Source] = None) -> None:
         self.source = source
+        self.reader: Any = None  # of that reply
         self.begun = False
         self.events = 0  # where they are handed on as bytes
+
+    def whole(self) -> Any:
+        """Return what has arrived so far, in the shape of the complete reply."""
+        return None if self.reader is None else self.reader.partial()
 
 
 class Stream(Generic[Item]):
@@ -114,9 +101,12 @@ class Stream(Generic[Item]):
     end, `APITimeoutError` when it falls silent, `APIStatusError` when the server reports an error.
     """
 
-    def __init__(self, progress: Progress, items: Generator[Item, None, None]) -> None:
+    def __init__(
+        self, progress: Progress, items: Generator[Item, None, None], whole: Optional[Callable[[], Any]] = None
+    ) -> None:
         self._progress = progress
         self._rest = items
+        self._whole = whole or progress.whole
         # Reading the first item starts the generator, so that its `finally` runs even if nobody iterates.
         self._items: Iterator[Item] = chain(list(_first(items)), items)
 
@@ -127,13 +117,61 @@ class Stream(Generic[Item]):
         return None if source is None else source.request_id
 
     @property
+    def headers(self) -> Dict[str, str]:
+        """The headers of the reply, by their names in lower case."""
+        return {} if self._progress.source is None else dict(self._progress.source.headers)
+
+    @property
+    def server(self) -> Optional[str]:
+        """The URL of the server that answers."""
+        return None if self._progress.source is None else self._progress.source.server
+
+    def partial(self) -> Any:
+        """Return what has arrived so far, in the shape of the complete reply."""
+        return self._progress.whole()
+
+    @property
+    def text(self) -> str:
+        """The text that has arrived so far, of the first choice; after the last item all of it."""
+        partial = self.partial()
+        return getattr(partial, "output_text", None) or getattr(partial, "text", None) or ""
+
+    if TYPE_CHECKING:
+        @overload
+        def completion(self: "Stream[ChatCompletionChunk]") -> ChatCompletion: ...
+        @overload
+        def completion(self: "Stream[Completion]") -> Completion: ...
+        @overload
+        def completion(self: "Stream[ResponseEvent]") -> Response: ...
+        @overload
+        def completion(self: "Stream[TranscriptionEvent]") -> Transcription: ...
+
+    def completion(self) -> Any:
+        """Read what is left, and return the reply that the same request gives without streaming.
+
+        Of a stream that was closed it is what had arrived. Raises what iterating raises.
+        """
+        for _ in self:
+            pass
+        whole = self._whole()
+        source = self._progress.source
+        if isinstance(whole, Whole) and source is not None:
+            whole.came((source.request_id, self.headers, source.server, source.elapsed))
+        return whole
+
+    @property
     def begun(self) -> bool:
         """Whether an event has come; before that, a gateway's stream may give comments, as bytes."""
         return self._progress.begun
 
-    def converted(self, convert: Callable[[Iterator[Item]], Iterator[Other]]) -> "Stream[Other]":
-        """Return a stream of what `convert` makes of this one's items; closing it closes this one."""
-        return Stream(self._progress, _converted(self, convert))
+    def converted(
+        self, convert: Callable[[Iterator[Item]], Iterator[Other]], whole: Optional[Callable[[], Any]] = None
+    ) -> "Stream[Other]":
+        """Return a stream of what `convert` makes of this one's items; closing it closes this one.
+
+        `whole` returns what its items come to.
+        """
+        return Stream(self._progress, _converted(self, convert), whole)
 
     def __iter__(self) -> Iterator[Item]:
         return self._items
@@ -188,9 +226,9 @@ def items_of(
 
     Raises the error that the body tells of at once if it is no event stream. `complete` says where an error is from.
     """
-    progress.source = source
+    progress.source, progress.reader = source, reader
     try:
-        blocks = _Blocks(source, reader, limits, _first_block(source))
+        blocks = _Blocks(source, reader, limits, first_block(source))
         if isinstance(reader, Forwarding):
             ended = yield from _handed_on(source, reader, blocks, progress)
         else:
@@ -341,53 +379,3 @@ class _Blocks:
         return APITimeoutError(
             (which + "; " + raised) % (seconds or 0), request_id=self._source.request_id, url=self._source.url
         )
-
-
-# ---------------------------------------------------------------- what is no event stream
-
-
-def _first_block(source: Source) -> bytes:
-    """Return what had to be read to know that a body without a type is an event stream, as a rule nothing.
-
-    Raises the error that a body of another type tells of, without waiting for a generation to end.
-    """
-    content_type = source.headers.get("content-type") or ""
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == "text/event-stream":
-        return b""
-    body = b"" if kind else source.read()
-    if body.lstrip()[:1] not in (b"", b"{", b"[", b"<"):
-        return body
-    body += _beginning(source, *(_NO_STREAM if kind.endswith(("/json", "+json")) else _QUOTED))
-    source.finish()
-    fields: Dict[str, Any] = {"request_id": source.request_id, "url": source.url}
-    try:
-        error: Optional[BridgeError] = payload_error(decode(body), **fields)
-    except ResponseDecodeError:
-        error = None
-    text = body.decode("utf-8", "replace")
-    raise error or ResponseDecodeError(
-        "the server answered a streaming request with %s instead of text/event-stream: %s"
-        % (content_type or "no content type", text),
-        payload=text,
-        **fields,
-    )
-
-
-def _beginning(source: Source, size: int, seconds: float) -> bytes:
-    """Return what comes of a body within so many bytes and seconds."""
-    blocks = []
-    end = time.monotonic() + seconds
-    while size > 0 and time.monotonic() < end:
-        source.set_timeout(max(0.001, end - time.monotonic()))
-        try:
-            block = source.read()
-        except (APIConnectionError, ResponseDecodeError) as error:
-            if error.code == "deadline":
-                raise
-            break
-        if not block:
-            break
-        blocks.append(block)
-        size -= len(block)
-    return b"".join(blocks)

@@ -2,6 +2,7 @@
 
 from typing import Any, Callable, Dict, Mapping, Optional, Set, Tuple, Type, TypeVar, Union
 
+from ..api.attributes import Whole
 from ..api.body import merged, object_of
 from ..api.forwarding import Forwarding
 from ..api.records import Record
@@ -108,7 +109,7 @@ class Calls:
         except BridgeError as error:
             reply.tell(error)
             raise
-        return result if self._options.trace is None and not self._shows_raw else self._finished(result, body, reply)
+        return self._finished(result, body, reply)
 
     def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
         try:
@@ -129,6 +130,8 @@ class Calls:
         return error
 
     def _finished(self, record: R, body: Dict[str, Any], reply: Reply) -> R:
+        if isinstance(record, Whole):
+            record.came(reply.came)
         config, trace = self.config, self._options.trace
         if trace is not None:
             trace.take(record.get("usage"))
