@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, Tuple
 import pytest
 
 from faces import FACES, LONG, Address, ask, chat, face, until
+from scripted import Scripted, answer
 from vllm_bridge.echo import EchoServer
 
 KEY = "sk-up-1"
@@ -156,12 +157,33 @@ def test_a_transcription_streams(gateway: Address) -> None:
     assert set(kinds[:-1]) == {"transcript.text.delta"} and kinds[-1] == "transcript.text.done"
 
 
-def test_a_text_transcript_is_text_under_openai_alone(gateway: Address) -> None:
+@pytest.mark.parametrize("path", ["/v1", "/openai/v1", "/openai"])
+def test_a_text_transcript_is_text(gateway: Address, path: str) -> None:
     body, headers = form(("model", "", b"echo"), ("response_format", "", b"text"), ("file", "a.wav", b"RIFF1234WAVE"))
-    raw = ask(gateway, "POST", "/openai/v1/audio/transcriptions", body, headers)
-    assert raw.headers["content-type"].startswith("text/plain")
-    wrapped = ask(gateway, "POST", "/v1/audio/transcriptions", body, headers)
+    raw = ask(gateway, "POST", path + "/audio/transcriptions", body, headers)
+    assert raw.headers["content-type"] == "text/plain; charset=utf-8"
+    wrapped = ask(gateway, "POST", path + "/audio/transcriptions", body.replace(b"text\r", b"json\r"), headers)
     assert wrapped.json["text"] == raw.body.decode()
+
+
+@pytest.mark.parametrize("kind", ["text", "srt", "vtt"])
+@pytest.mark.parametrize("reply", [
+    answer({"text": "1\n\u00e9", "usage": {"type": "duration", "seconds": 1}}), answer("1\n\u00e9"),
+    answer("1\n\u00e9".encode(), content_type="text/plain; charset=utf-8"),
+])
+def test_transcripts_in_text_whatever_the_server_sends(kind: str, reply: bytes) -> None:
+    with Scripted(["request", reply]) as server, face("own", {"VLLM_BRIDGE_UPSTREAM": server.url}) as address:
+        body, headers = form(("model", "", b"m"), ("response_format", "", kind.encode()), ("file", "a.wav", b"RIFF"))
+        found = ask(address, "POST", "/v1/audio/transcriptions", body, headers)
+    assert (found.headers["content-type"], found.body.decode()) == ("text/plain; charset=utf-8", "1\n\u00e9")
+
+
+@pytest.mark.parametrize("name", [b'a"b".wav', "\u00e9.wav".encode("latin-1"), "\u5f55\u97f3.wav".encode("gbk")])
+def test_a_file_may_be_called_anything(gateway: Address, echo: EchoServer, name: bytes) -> None:
+    body, headers = form(("model", "", b"echo"), ("file", "NAME", b"RIFF1234WAVE"))
+    assert ask(gateway, "POST", "/v1/audio/transcriptions", body.replace(b"NAME", name), headers).status == 200
+    file = echo.requests[-1].files["file"]
+    assert (file.filename.replace("%22", '"'), file.content) == (name.decode("latin-1"), b"RIFF1234WAVE")
 
 
 def test_models(gateway: Address) -> None:

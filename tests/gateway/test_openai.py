@@ -84,6 +84,8 @@ def test_transcription(client: Any) -> None:
     reply = client.audio.transcriptions.create(model="vllm/echo", file=file, language="en",
                                                timestamp_granularities=["word", "segment"])
     assert "speech.wav" in reply.text
+    text = client.audio.transcriptions.create(model="vllm/echo", file=file, language="en", response_format="text")
+    assert text == reply.text
     events = list(client.audio.transcriptions.create(model="vllm/echo", file=file, stream=True))
     assert events[-1].type == "transcript.text.done"
     assert "".join(event.delta for event in events[:-1]) == events[-1].text

@@ -345,8 +345,6 @@ def test_an_extended_file_name():
     assert receive(TYPE, body) == peer(TYPE, body) == [("a", "€ x.wav", None, b"1")]
     body = disposition(b"name=\"a\"; filename=\"plain\"; filename*=UTF-8''%e2%82%ac") + b"1\r\n--b--"
     assert receive(TYPE, body)[0][1] == "plain"
-    body = disposition(b'name="a"; filename="C:\\dir\\x.wav"') + b"1\r\n--b--"
-    assert receive(TYPE, body)[0][1] == "C:\\dir\\x.wav"
 
 
 BAD = {
@@ -370,7 +368,7 @@ BAD = {
     "open quote": disposition(b'name="a') + b"1\r\n--b--\r\n",
     "no separator": disposition(b'name="a" filename="b"') + b"1\r\n--b--\r\n",
     "no value": disposition(b"name=") + b"1\r\n--b--\r\n",
-    "two dispositions": b'--b\r\nContent-Disposition: form-data; name="a"\r\n'
+    "names that differ": b'--b\r\nContent-Disposition: form-data; name="a"\r\n'
     b'content-disposition: form-data; name="b"\r\n\r\n1\r\n--b--\r\n',
     "folded header": b'--b\r\nContent-Disposition: form-data;\r\n name="a"\r\n\r\n1\r\n--b--\r\n',
     "space before the colon": b'--b\r\nContent-Disposition : form-data; name="a"\r\n\r\n1\r\n--b--\r\n',
@@ -380,8 +378,6 @@ BAD = {
     "Latin-1 header": disposition(b'name="\xe9"') + b"1\r\n--b--\r\n",
     "base64": disposition(b'name="a"').replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n")
     + b"MQ==\r\n--b--\r\n",
-    "extended name in Latin-1": disposition(b"name=\"a\"; filename*=iso-8859-1''%e9") + b"1\r\n--b--\r\n",
-    "extended name not UTF-8": disposition(b"name=\"a\"; filename*=utf-8''%e9") + b"1\r\n--b--\r\n",
     "no end after a file": disposition(b'name="a"; filename="x"') + b"1\r\n",
 }
 

@@ -249,8 +249,8 @@ class Gateway:
             return Answer(200, _STREAM, Streamed(request, entry, self._errors, models, operation.stream))
         answer = models.carry_out(operation.answer) if others else operation.answer(asked)
         answer.fields = self._redaction.fields(self._headers.down(answer.fields))
-        if operation.name == "transcription" and request.path.startswith("/openai/"):
-            return _raw_transcription(answer, body.get("response_format"))
+        if operation.name == "transcription" and body.get("response_format") in ("text", "srt", "vtt"):
+            return _transcript(answer)
         return answer
 
     def _provider_for(self, request: Request, entry: Entry) -> BaseOpenAIProvider:
@@ -359,10 +359,8 @@ def _check_coding(request: Request) -> None:
         raise not_served(415, "unsupported_encoding", "the request body is compressed (%.40s); send it plain" % coding)
 
 
-def _raw_transcription(answer: Answer, response_format: Any) -> Answer:
+def _transcript(answer: Answer) -> Answer:
     """Return a transcript in a text format as OpenAI does, as text."""
-    if response_format not in ("text", "srt", "vtt"):
-        return answer
     import json
 
     text = str(json.loads(answer.body).get("text", ""))  # type: ignore[arg-type]

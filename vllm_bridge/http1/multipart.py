@@ -1,7 +1,7 @@
 """multipart/form-data, sent and received (RFC 7578, RFC 2046); no file is held in memory.
 
 What is sent is read while it goes out, names escaped as the WHATWG's form encoding does it. What is received is fed as
-it arrives, strictly where servers differ: line ends are CRLF, headers are UTF-8 and not folded, none comes twice.
+it arrives.
 """
 
 import copy
@@ -10,11 +10,11 @@ import io
 import os
 import re
 import tempfile
-from typing import IO, Any, Callable, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
-from urllib.parse import unquote
+from typing import IO, Any, Callable, Generator, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ..errors import BadRequestError
 from .head import TOKEN
+from .part_head import CONTROLS, boundary_of, malformed, part_head
 
 __all__ = ["FilePart", "MultipartBody", "MultipartReader", "Part"]
 
@@ -25,7 +25,6 @@ _HEAD = 16  # bytes shown to FilePart.guess
 # What readers raise that cannot seek, or not as files do: pipes, streams of frameworks, a `seek` of one argument.
 _NO_SEEK = (AttributeError, OSError, NotImplementedError, TypeError, ValueError)
 
-CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSAFE = r'[\x00-\x08\x0a-\x1f\x7f"\\]'
 
 
@@ -200,10 +199,6 @@ def _encoded(text: str, name: str) -> bytes:
 
 # ---------------------------------------------------------------- receiving
 
-# Compiled when the first form comes: every program that imports the library would pay for them at its start.
-_PARAMETER = r';[ \t]*(%s)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;" \t]+)[ \t]*' % TOKEN
-_BOUNDARY = r"[\x20-\x7e]{0,69}[\x21-\x7e]"
-
 
 class Part(NamedTuple):
     """One part of a received form; ``value`` is bytes, or the spooled file where ``filename`` is not ``None``."""
@@ -233,7 +228,7 @@ class MultipartReader:
         self, content_type: str, *, spool: Callable[[], IO[bytes]], max_fields: int = 1000, max_files: int = 8,
         max_field_bytes: int = 1024 * 1024, max_header_bytes: int = 16 * 1024,
     ) -> None:
-        self._delimiter = b"\r\n--" + _boundary(content_type)
+        self._delimiter = b"\r\n--" + boundary_of(content_type)
         self._spool = spool
         self._max_fields = max_fields
         self._max_files = max_files
@@ -268,7 +263,7 @@ class MultipartReader:
     def finish(self) -> List[Part]:
         """Return the parts in their order, files rewound; the caller closes those."""
         if not self._done:
-            self._error = self._error or _malformed("it ends without its closing boundary")
+            self._error = self._error or malformed("it ends without its closing boundary")
             self.close()
             raise self._error
         for file in self._files:
@@ -289,16 +284,16 @@ class MultipartReader:
                 return
             block = yield from self._headers()
             if len(self._parts) >= self._max_fields:
-                raise _malformed("it has more than %d fields" % self._max_fields)
+                raise malformed("it has more than %d fields" % self._max_fields)
             self._hold(len(block))
-            name, filename, content_type = _part_headers(block)
+            name, filename, content_type = part_head(block)
             if filename is None:
                 self._value = bytearray()
                 yield from self._until_boundary(self._keep)
                 self._parts.append(Part(name, None, content_type, bytes(self._value)))
             else:
                 if len(self._files) >= self._max_files:
-                    raise _malformed("it has more than %d files" % self._max_files)
+                    raise malformed("it has more than %d files" % self._max_files)
                 file = self._spool()
                 self._files.append(file)
                 yield from self._until_boundary(file.write)
@@ -322,9 +317,9 @@ class MultipartReader:
             end = self._buffer.find(b"\r\n")
             padding = bytes(self._buffer if end < 0 else self._buffer[:end])
             if len(padding) > self._max_header_bytes:
-                raise _malformed("a boundary line is too long")
+                raise malformed("a boundary line is too long")
             if padding.strip(b" \t") and (end >= 0 or (padding != b"-" and padding.rstrip(b"\r").strip(b" \t"))):
-                raise _malformed("a boundary is followed by something else than a line end")
+                raise malformed("a boundary is followed by something else than a line end")
             if end >= 0:
                 del self._buffer[:end]
                 return
@@ -336,7 +331,7 @@ class MultipartReader:
             end = self._buffer.find(b"\r\n\r\n", searched)
             size = (len(self._buffer) - 3 if end < 0 else end) - 2  # the line end before it does not count
             if size > self._max_header_bytes:
-                raise _malformed("the headers of a part exceed %d bytes" % self._max_header_bytes)
+                raise malformed("the headers of a part exceed %d bytes" % self._max_header_bytes)
             if end >= 0:
                 block = bytes(self._buffer[2:end])
                 del self._buffer[:end + 4]
@@ -351,70 +346,4 @@ class MultipartReader:
     def _hold(self, size: int) -> None:
         self._held += size
         if self._held > self._max_field_bytes:
-            raise _malformed("its fields exceed %d bytes together" % self._max_field_bytes)
-
-
-def _malformed(what: str) -> BadRequestError:
-    return BadRequestError("invalid multipart body: " + what)
-
-
-def _boundary(content_type: str) -> bytes:
-    kind, parameters = _parameters(content_type, "Content-Type")
-    if kind != "multipart/form-data":
-        raise BadRequestError("Content-Type must be multipart/form-data, got %.100r" % content_type)
-    boundary = parameters.get("boundary", "")
-    if not re.fullmatch(_BOUNDARY, boundary):
-        raise BadRequestError("Content-Type has no boundary, or one that is not 1 to 70 ASCII characters")
-    return boundary.encode("ascii")
-
-
-def _part_headers(block: bytes) -> Tuple[str, Optional[str], Optional[str]]:
-    """Return name, filename and content type of a part."""
-    try:
-        text = block.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _malformed("the headers of a part are not UTF-8") from None
-    headers: Dict[str, str] = {}
-    for line in text.split("\r\n"):
-        label, colon, value = line.partition(":")
-        if not colon or not re.fullmatch(TOKEN, label) or CONTROLS.search(value):
-            raise _malformed("bad header line %.100r" % line)
-        if label.lower() in headers:
-            raise _malformed("a part has two %.100s headers" % label)
-        headers[label.lower()] = value.strip(" \t")
-    kind, parameters = _parameters(headers.get("content-disposition", ""), "Content-Disposition")
-    if kind != "form-data" or "name" not in parameters:
-        raise _malformed("a part has no Content-Disposition: form-data with a name")
-    # Deprecated by RFC 7578, and read by no two servers in the same way.
-    encoding = headers.get("content-transfer-encoding", "binary").lower()
-    if encoding not in ("binary", "8bit", "7bit"):
-        raise _malformed("Content-Transfer-Encoding %.100r is not supported" % encoding)
-    return parameters["name"], _filename(parameters), headers.get("content-type")
-
-
-def _filename(parameters: Dict[str, str]) -> Optional[str]:
-    extended = parameters.get("filename*")  # RFC 5987, which older HTTP clients send
-    if extended is None or "filename" in parameters:
-        return parameters.get("filename")
-    charset, _, encoded = extended.partition("'")
-    try:
-        return unquote(encoded.partition("'")[2], {"utf-8": "utf-8"}[charset.lower()], "strict")
-    except (KeyError, ValueError):
-        raise _malformed("bad filename* %.100r" % extended) from None
-
-
-def _parameters(text: str, where: str) -> Tuple[str, Dict[str, str]]:
-    """Split ``kind; name=value; name="value"`` into the kind, in lower case, and its parameters."""
-    kind = text.partition(";")[0]
-    at, found, parameter = len(kind), {}, re.compile(_PARAMETER)
-    while text[at:].strip(" \t;"):
-        match = parameter.match(text, at)
-        if match is None or match.group(1).lower() in found:
-            raise BadRequestError("invalid %s header: %.200r" % (where, text))
-        value = match.group(2)
-        if value.startswith('"'):
-            # Browsers leave a backslash as it is, curl escapes quote and backslash with one.
-            value = re.sub(r'\\(["\\])', r"\1", value[1:-1])
-        found[match.group(1).lower()] = value
-        at = match.end()
-    return kind.strip(" \t").lower(), found
+            raise malformed("its fields exceed %d bytes together" % self._max_field_bytes)
