@@ -21,7 +21,7 @@ from vllm_bridge.server.listener import Server
 
 LONG = 30.0  # seconds: no verdict hangs on it
 ROOT = Path(__file__).resolve().parents[1]
-FACES = ("own", "validated", "gunicorn", "waitress")
+FACES = ("own", "validated", "gthread", "gevent", "waitress")
 Address = Tuple[str, int]
 
 
@@ -35,7 +35,8 @@ def until(condition: Callable[[], Any], seconds: float = LONG) -> None:
 @contextmanager
 def face(name: str, environ: Mapping[str, str]) -> Iterator[Address]:
     """Run the gateway with settings from `environ` behind one of `FACES`."""
-    with {"own": _own, "validated": _validated, "gunicorn": _gunicorn, "waitress": _waitress}[name](environ) as address:
+    faces = {"own": _own, "validated": _validated, "waitress": _waitress}
+    with faces[name](environ) if name in faces else _gunicorn(environ, name) as address:
         yield address
 
 
@@ -95,9 +96,9 @@ def _close(server: Any) -> None:
 
 
 @contextmanager
-def _gunicorn(environ: Mapping[str, str]) -> Iterator[Address]:
+def _gunicorn(environ: Mapping[str, str], worker_class: str) -> Iterator[Address]:
     command = [
-        sys.executable, "-W", "ignore", "-m", "gunicorn", "--worker-class", "gthread", "--threads", "8",
+        sys.executable, "-W", "ignore", "-m", "gunicorn", "--worker-class", worker_class, "--threads", "8",
         "--bind", "127.0.0.1:0", "--no-control-socket", "vllm_bridge.gateway:create_app()",
     ]
     if "--no-control-socket" not in _gunicorn_help():

@@ -25,7 +25,8 @@ def echo() -> Iterator[EchoServer]:
 @pytest.fixture(scope="module", params=FACES)
 def gateway(request: Any, echo: EchoServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     if request.param != "own":
-        pytest.importorskip("gunicorn" if request.param == "gunicorn" else "waitress")
+        for name in {"gthread": ("gunicorn",), "gevent": ("gunicorn", "gevent")}.get(request.param, ("waitress",)):
+            pytest.importorskip(name)
     config = tmp_path_factory.mktemp("gateway") / "config.json"
     config.write_text(json.dumps({"providers": {"vllm": {"network_config": {"retry_backoff_initial_ms": 10}}}}))
     environ = {"VLLM_BRIDGE_CONFIG": str(config), "VLLM_BRIDGE_UPSTREAM": echo.url, "VLLM_BRIDGE_UPSTREAM_KEY": KEY,
