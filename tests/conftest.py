@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import os
 import signal
 
 from certificates import authority  # noqa: F401 (a fixture)
@@ -7,6 +8,8 @@ from certificates import authority  # noqa: F401 (a fixture)
 # A shell starts what it puts in the background with Ctrl-C ignored, and the programs that tests start would inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.environ["VLLM_BRIDGE_CONVERSATION"] = ""  # the command line keeps none of what tests say
 
 # Generated cases are the same in every run, so that no change fails by bad luck; tests/test_fuzz.py can search longer.
 try:

@@ -80,7 +80,8 @@ class Stage(NamedTuple):
 
     def environ(self, url: str) -> Dict[str, str]:
         path = "%s%s%s" % (self.folder / "bin", os.pathsep, os.environ.get("PATH", ""))
-        return dict(os.environ, PATH=path, PYTHONPATH=str(ROOT), VLLM_BASE_URL=url, GPU_KEY="secret")
+        return dict(os.environ, PATH=path, PYTHONPATH=str(ROOT), VLLM_BASE_URL=url, GPU_KEY="secret",
+                    VLLM_BRIDGE_CONVERSATION=str(self.folder / "kept.json"))
 
 
 @pytest.fixture(scope="module")

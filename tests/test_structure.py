@@ -46,7 +46,7 @@ PUBLIC = """
 APIConnectionError APIStatusError APITimeoutError AuthenticationError BadRequestError BaseOpenAIProvider BridgeError
 Cancellation ConfigError IncompleteStreamError InternalServerError Key NetworkConfig NotFoundError
 PermissionDeniedError ProviderConfig ProxyConfig RateLimitError Record RequestCancelledError ResponseDecodeError Stream
-Trace UnprocessableEntityError UnsupportedOperationError VLLMProvider __version__
+Trace UnprocessableEntityError UnsupportedOperationError VLLMProvider __version__ audio image
 """.split()
 
 # Methods that a base class outside this project names and explains.

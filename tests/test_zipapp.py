@@ -26,7 +26,8 @@ NO_INDEX = "No matching distribution found for requests"  # pip's words, also wh
 
 def environ(**more: str) -> Dict[str, str]:
     unwanted = ("VLLM_", "COV_", "COVERAGE_", "PYTHON")
-    return dict({key: value for key, value in os.environ.items() if not key.startswith(unwanted)}, **more)
+    return dict({key: value for key, value in os.environ.items() if not key.startswith(unwanted)},
+                VLLM_BRIDGE_CONVERSATION="", **more)
 
 
 def call(*command: str, **more: str) -> "subprocess.CompletedProcess[str]":

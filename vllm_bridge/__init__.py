@@ -27,6 +27,7 @@ from .errors import (
     UnsupportedOperationError,
 )
 from .provider import BaseOpenAIProvider
+from .api.content import audio, image
 from .api.records import Record
 from .client.cancellation import Cancellation
 from .client.stream import Stream
@@ -61,6 +62,8 @@ __all__ = [
     "UnsupportedOperationError",
     "VLLMProvider",
     "__version__",
+    "audio",
+    "image",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -669,7 +669,7 @@ def test_a_closed_pipe_is_one_line_and_stops_the_generation(echo: EchoServer) ->
     process = program(echo, "chat", "-m", "echo", "!slow 0.01 !count 100000 x",
                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.read(5) == b"1 2 3"
+    until(lambda: echo.running)
     process.stdout.close()
     assert process.stderr.read() == b"vllm-bridge: Broken pipe\n"
     process.stderr.close()

@@ -5,7 +5,7 @@ import io
 import time
 from typing import Any, Callable, Dict, List, Tuple
 
-from .commands import print_json
+from .answers import print_json
 from ..errors import BadRequestError, BridgeError, NotFoundError
 from .terminal import ODD_ANSWER, Terminal, odd_answer
 from ..vllm import VLLMProvider

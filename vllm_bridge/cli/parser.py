@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterable, List, NoReturn, Optional, Sequence, Tupl
 
 from ..config.settings import Key, NetworkConfig, ProviderConfig
 from ..config.validate import base_urls
-from ..errors import APITimeoutError, BadRequestError, BridgeError, ConfigError
+from ..errors import APITimeoutError, AuthenticationError, BadRequestError, BridgeError, ConfigError
 from .terminal import ODD_ANSWER, Terminal, WrongUsage, check_utf8, odd_answer
 from ..version import __version__
 from ..vllm import VLLMProvider
@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 _EPILOG = """\
 The server is --base-url, else VLLM_BASE_URL, else http://localhost:8000; the key is --api-key, else VLLM_API_KEY.
-The model may be left out where the server has one. -p takes JSON values, and strings as they are:
+The model is --model, else VLLM_MODEL, else the server's only one. -p takes JSON values, and strings as they are:
   vllm-bridge chat -p top_k=20 -p 'stop=["END"]' "Tell me a story"
 Exit codes: 0 done, 1 the call failed, 2 wrong usage, 130 Ctrl-C.
 """
@@ -79,6 +79,8 @@ def _run(argv: List[str], terminal: Terminal) -> int:
         return 2
     except APITimeoutError as error:
         terminal.complain("%s; here: --timeout SECONDS" % error)
+    except AuthenticationError as error:
+        terminal.complain("%s; the key is --api-key, else VLLM_API_KEY" % error)
     except BridgeError as error:
         terminal.complain(str(error))
     return 1
@@ -128,6 +130,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: List[str]) -> argparse.Namespace:
     parser, commands = _parsers("serve" in argv)
+    if argv and argv[0] == "help":
+        argv = argv[1:2] + ["--help"]
     asked, rest = parser.parse_known_args(argv)
     if asked.command is None:
         parser.print_help(sys.stderr)
@@ -162,6 +166,7 @@ def _parsers(serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
     )
     parser.add_argument("--version", action="version", version="vllm-bridge " + __version__)
     _connection(parser, None, hidden=True)
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     choose = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     commands: Dict[str, argparse.ArgumentParser] = {}
     for name, text in _HELP.items():
@@ -179,9 +184,9 @@ def _parsers(serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
 def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _connection(parser, argparse.SUPPRESS)  # they may stand before the command too
-    add("--json", action="store_true", help="print the whole reply as JSON")
+    add("--json", action="store_true", default=argparse.SUPPRESS, help="print the whole reply as JSON")
     if name != "models":
-        add("--model", "-m", help="the model; may be left out if the server has one")
+        add("--model", "-m", help="the model; else VLLM_MODEL, else the only one that the server has")
     if name not in ("models", "check"):
         add("--param", "-p", action="append", default=[], type=_parameter, dest="parameters", metavar="NAME=VALUE",
             help="any parameter of the request; the value is JSON or a string")
@@ -190,6 +195,16 @@ def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
             help="may be several words; - stands for standard input, which is also read if there is none")
     if name in ("chat", "responses"):
         add("--system", "-s", metavar="TEXT", help="the system message")
+        add("--schema", metavar="FILE", help="a JSON schema; the answer is JSON that fits it")
+    if name == "chat":
+        add("--attach", "-a", action="append", default=[], metavar="FILE", dest="attached",
+            help="an image, sound or a text that belongs to the prompt; may be given several times")
+        add("--continue", "-c", action="store_true", dest="continued", help="go on with the last conversation")
+    if name in ("chat", "responses", "complete"):
+        add("--extract", "-x", action="store_true", help="print the answer's first block of code alone")
+        add("--usage", action="store_true", help="say on standard error how many tokens it took")
+    if name in ("chat", "responses", "complete", "transcribe"):
+        add("--no-stream", action="store_true", help="ask for the answer in one piece")
     lines = "one an argument; without any, one a line of standard input"
     if name == "embed":
         add("words", nargs="*", metavar="TEXT", help=lines)

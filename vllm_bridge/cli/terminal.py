@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import select
 import sys
 from contextlib import suppress
 from typing import Any, List, Optional
@@ -44,13 +45,14 @@ class Terminal:
         self.on_terminal = _is_terminal(sys.stdout)
         self.watched = _is_terminal(sys.stderr)
         self._midline = False  # standard output stands behind a text without a line end
+        self._held: List[str] = []  # for a file or a pipe: written at once, so that two programs do not mix their lines
         self._thinking = False
         for stream in (self.out, self.err):
             if isinstance(stream, io.TextIOWrapper):  # an ASCII locale, or half a surrogate pair, is no reason to fail
                 stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> None:
-        """Add to the answer on standard output, at once."""
+        """Add to the answer on standard output: at once to a terminal, else when the answer is whole."""
         if not text:
             return
         self._end_thinking()
@@ -58,9 +60,20 @@ class Terminal:
             text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
         if self.out is None or self.out.closed:
             raise OSError(errno.EBADF, "standard output is closed")
-        self.out.write(text)
-        self.out.flush()
+        self._held.append(text)
         self._midline = not text.endswith("\n")
+        if self.on_terminal:
+            self.flush()
+        elif _reader_has_left(self.out):
+            self._held = []
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        text, self._held = "".join(self._held), []
+        if text:
+            self.out.write(text)
+            self.out.flush()
 
     def line(self, text: str) -> None:
         """Add a line to the answer."""
@@ -76,18 +89,23 @@ class Terminal:
         """Show reasoning: dimmed on standard error if somebody is looking, else not at all."""
         if text and self.watched:
             self._thinking = True
-            self._tell(_DIM + _CONTROL.sub("", text) + _PLAIN)
+            self._tell(self._dimmed(_CONTROL.sub("", text)))
 
     def hint(self, text: str) -> None:
         """Tell something that only a person at the terminal wants to know."""
         if self.watched:
-            self._tell(_DIM + one_line(text) + _PLAIN + "\n")
+            self._tell(self._dimmed(one_line(text)) + "\n")
 
     def complain(self, text: str) -> None:
         """Say in one line on standard error what went wrong."""
         with suppress(OSError):  # the answer may have nowhere to go where the complaint has
             self.end_line()
-        self._tell("vllm-bridge: %s\n" % one_line(text))
+            self.flush()
+        self.note("vllm-bridge: " + text)
+
+    def note(self, text: str) -> None:
+        """Write one line to standard error."""
+        self._tell(one_line(text) + "\n")
 
     def ask(self, prompt: str) -> str:
         """Return a line typed by the user; raises EOFError at the end of the input."""
@@ -107,12 +125,19 @@ class Terminal:
         for stream in (self.err, self.out):
             try:
                 if stream is not None and not stream.closed:
+                    if stream is self.out:
+                        self.flush()
                     stream.flush()
             except OSError as error:
                 _lead_nowhere(stream)
                 failed = error if stream is self.out else None
         if failed is not None:
             raise failed
+
+    def _dimmed(self, text: str) -> str:
+        # https://no-color.org; a dumb terminal shows escapes as they are
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return text if plain else _DIM + text + _PLAIN
 
     def _end_thinking(self) -> None:
         if self._thinking:
@@ -124,6 +149,16 @@ class Terminal:
             with suppress(OSError, ValueError):  # a closed file is a ValueError
                 self.err.write(text)
                 self.err.flush()
+
+
+def _reader_has_left(stream: Any) -> bool:
+    """Tell whether nobody can read what would be written, so that a generation is not waited for in vain."""
+    try:
+        poll = select.poll()
+        poll.register(stream, 0)  # errors and hang-ups are told without being asked for
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # Windows has no poll; what is no file has no reader
+        return False
 
 
 def _lead_nowhere(stream: Any) -> None:
