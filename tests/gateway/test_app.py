@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -468,6 +469,17 @@ def test_a_body_that_does_not_come_is_counted(echo: EchoServer) -> None:
 
 
 def test_a_transcription_falls_back_with_its_whole_file(echo: EchoServer) -> None:
+    transcribe_with_a_fallback(echo)
+
+
+def test_a_container_without_a_folder_for_temporary_files(echo: EchoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a read-only root: the upload stays in memory."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere/at/all"])
+    transcribe_with_a_fallback(echo)
+
+
+def transcribe_with_a_fallback(echo: EchoServer) -> None:
     with gateway(echo) as address:
         data = b"RIFF1234WAVE" + bytes(range(256)) * 8192  # 2 MiB: on disk
         boundary = b"xyz"

@@ -236,6 +236,32 @@ def test_an_empty_prefix_is_one(tmp_path: Path) -> None:
     assert read({"config": file(tmp_path, {"model_prefix": ""})}, {"VLLM_BRIDGE_HOST": ""}).model_prefix == ""
 
 
+@pytest.mark.parametrize("flags, environ, named", [
+    ({}, {"VLLM_BRIDGE_API_KEY": '"sk-quoted"'}, "VLLM_BRIDGE_API_KEY"),
+    ({}, {"VLLM_BRIDGE_API_KEY": "'sk-a,sk-quoted' "}, "VLLM_BRIDGE_API_KEY"),
+    ({"upstream": ["http://a:1"]}, {"VLLM_BRIDGE_UPSTREAM_KEY": '"sk-quoted"'}, "VLLM_BRIDGE_UPSTREAM_KEY"),
+    ({"upstream": ["http://a:1"]}, {"VLLM_API_KEY": '"sk-quoted"'}, "VLLM_API_KEY"),
+    ({"config": {"api_key": "env.GATE"}}, {"GATE": '"sk-quoted"'}, "GATE"),
+    ({"config": {}}, {"GPU": '"sk-quoted"'}, "GPU"),
+])
+def test_a_key_in_quotation_marks_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, flags: Dict[str, Any], environ: Dict[str, str], named: str
+) -> None:
+    """docker run --env-file takes KEY="x" with its quotation marks, which a shell would take off."""
+    if "config" in flags:
+        flags = {"config": file(tmp_path, flags["config"], {"keys": [{"value": "env.GPU", "url": "http://a"}]})}
+        environ = {"GPU": "sk-x", "GATE": "sk-y", **environ}
+    settings = read(flags, environ)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(named + ": ") and "quotation marks" in record.getMessage()
+    assert "sk-" not in caplog.text
+    assert "quoted" in str([settings.api_keys, [key.value for key in settings.provider.resolved_keys(environ)]])
+    caplog.clear()
+    read({}, {"VLLM_BRIDGE_API_KEY": "sk-a\"b", "VLLM_BRIDGE_MODEL_PREFIX": '"x"'})
+    read({"api_key": ["sk-a"]}, {"VLLM_BRIDGE_API_KEY": '"sk-b"'})
+    assert not caplog.records
+
+
 def test_headers_that_pass(tmp_path: Path) -> None:
     found = read({"allowed_header": ["X-Team", "x-b-*"]}, {"VLLM_BRIDGE_PASSED_HEADER": "X-Served-By, Alt-Svc"})
     assert (found.allowed_headers, found.passed_headers) == (("x-team", "x-b-*"), ("x-served-by", "alt-svc"))

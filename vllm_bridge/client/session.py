@@ -182,7 +182,11 @@ class Transport:
             return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         if "-----BEGIN" not in pem:
             return pem  # a path
-        handle, path = tempfile.mkstemp(prefix="vllm_bridge_ca_", suffix=".pem")
+        try:
+            handle, path = tempfile.mkstemp(prefix="vllm_bridge_ca_", suffix=".pem")
+        except OSError as error:
+            raise ConfigError("ca_cert_pem: no temporary file can be made of it (%s); give the path of a bundle" % (
+                error.strerror or error)) from None
         with os.fdopen(handle, "w") as file:
             file.write(pem)
         weakref.finalize(self, _remove, path, os.getpid())

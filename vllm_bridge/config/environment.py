@@ -10,8 +10,8 @@ from ..errors import ConfigError
 from ..http1.head import HOP_BY_HOP, TOKEN
 
 __all__ = [
-    "address", "addresses", "certificates", "check_headers", "client_certificate", "env_name", "env_text", "key_value",
-    "optional",
+    "address", "addresses", "certificates", "check_headers", "client_certificate", "content", "env_name", "env_text",
+    "key_value", "optional",
 ]
 
 _ENV = r"env\.([A-Za-z_][A-Za-z0-9_]*)\Z"
@@ -26,19 +26,28 @@ def env_name(value: Any) -> Optional[str]:
     return match.group(1) if match else None
 
 
-def env_text(value: Any, path: str, environ: Mapping[str, str], *, secret: bool = False) -> str:
-    """Return a string, the variable's content in place of ``env.NAME``; an unset one is an error.
+def content(name: str, environ: Mapping[str, str], secret: bool = True) -> str:
+    """Return what is in an environment variable, without white space around it (as a mounted file ends).
 
-    White space around a variable's content goes: a mounted secret often ends with a line end.
+    A secret in quotation marks gives a warning: ``docker --env-file`` takes them as they stand, unlike a shell.
     """
+    found = environ.get(name, "").strip()
+    if secret and len(found) > 1 and found[0] == found[-1] and found[0] in "\"'":
+        _log.warning("%s: the key in this variable stands in quotation marks, which are taken as a part of it; leave "
+                     "them out (docker's --env-file keeps them)", name)
+    return found
+
+
+def env_text(value: Any, path: str, environ: Mapping[str, str], *, secret: bool = False) -> str:
+    """Return a string, the variable's content in place of ``env.NAME``; an unset one is an error."""
     name = env_name(value)
     if name is None:
         return validate.text(value, path, secret=secret)
-    content = environ.get(name, "").strip()
-    if not content:
+    found = content(name, environ, secret)
+    if not found:
         state = "empty" if name in environ else "not set"
         raise ConfigError("%s: the environment variable %s is %s; set it" % (path, name, state))
-    return content
+    return found
 
 
 def check_headers(headers: Any, path: str, environ: Optional[Mapping[str, str]] = None) -> Dict[str, str]:
@@ -105,7 +114,7 @@ def key_value(value: Any, path: str, environ: Mapping[str, str]) -> str:
     if name is not None:
         if name not in environ:
             _log.warning("%s: the environment variable %s is not set, so no API key is sent", path, name)
-        value = environ.get(name, "").strip()
+        value = content(name, environ)
     return validate.header_text(value, path)
 
 

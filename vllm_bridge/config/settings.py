@@ -377,7 +377,7 @@ class ProviderConfig(_Settings):
             named = environ.get("VLLM_BASE_URL", "").strip()
             urls = validate.base_urls(named or DEFAULT_BASE_URL, "VLLM_BASE_URL")
         if not self.keys:
-            value = validate.header_text(environ.get("VLLM_API_KEY", "").strip(), "VLLM_API_KEY")
+            value = validate.header_text(environment.content("VLLM_API_KEY", environ), "VLLM_API_KEY")
             return tuple(Key(value=value, url=url) for url in urls.split(","))
         return tuple(
             key.replace(url=url) if url else key

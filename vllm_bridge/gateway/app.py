@@ -204,15 +204,11 @@ class Gateway:
     def _form(self, request: Request, entry: Entry) -> Answer:
         if "content-encoding" in request.fields:
             _check_coding(request)
-        import tempfile  # a gateway that is asked for chats alone does without these
-
-        from ..api import audio
+        from ..api import audio  # a gateway that is asked for chats alone does without these
         from ..http1.multipart import MultipartReader
+        from ..http1.spool import spool
 
-        reader = MultipartReader(
-            request.fields.get("content-type", ""),
-            spool=lambda: tempfile.SpooledTemporaryFile(max_size=_SPOOLED),
-        )
+        reader = MultipartReader(request.fields.get("content-type", ""), spool=lambda: spool(_SPOOLED))
         try:
             for block in request.body.blocks(self.settings.max_body):
                 reader.feed(block)

@@ -272,7 +272,7 @@ def _from_environment(environ: Mapping[str, str], flags: _Given) -> _Given:
     given: _Given = {}
     for setting in SETTINGS:
         name = _variable_path(setting.name)
-        value: Any = environ.get(name, "").strip()
+        value: Any = environment.content(name, environ, setting.secret and setting.name not in flags)
         if setting.name == "port" and "://" in value:
             # Kubernetes and Docker put NAME_PORT=tcp://10.43.12.7:80 into every container beside a service NAME.
             continue
@@ -370,7 +370,7 @@ def _provider(provider: Optional[ProviderConfig], given: _Given, environ: Mappin
         changes["native_responses"] = given["native_responses"][1]
     if "upstream" in given:
         path, urls = given["upstream"]
-        secret = given["upstream_key"][1] if "upstream_key" in given else environ.get("VLLM_API_KEY", "").strip()
+        secret = given["upstream_key"][1] if "upstream_key" in given else environment.content("VLLM_API_KEY", environ)
         servers = validate.base_urls(",".join(urls), path).split(",")
         changes["keys"] = [Key(secret, url=url, path=path, environ=environ) for url in servers]
     elif "upstream_key" in given:

@@ -9,12 +9,12 @@ import inspect
 import io
 import os
 import re
-import tempfile
 from typing import IO, Any, Callable, Generator, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 from ..errors import BadRequestError
 from .head import TOKEN
 from .part_head import CONTROLS, boundary_of, malformed, part_head
+from .spool import spool
 
 __all__ = ["FilePart", "MultipartBody", "MultipartReader", "Part"]
 
@@ -144,7 +144,7 @@ class MultipartBody:
             content.seek(0)
         except _NO_SEEK:
             pass  # from where it stands
-        self._file = self._own = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
+        self._file = self._own = spool(_IN_MEMORY)
         for block in iter(lambda: self._checked(content.read(_BLOCK)), b""):
             self._file.write(block)
         return self._file.tell()
