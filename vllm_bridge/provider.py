@@ -17,7 +17,7 @@ from .client.stream import Stream
 from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig
 from .config.validate import text
-from .errors import BadRequestError, ConfigError, ResponseDecodeError
+from .errors import BadRequestError, BridgeError, ConfigError, ResponseDecodeError
 from .http1.wait import Client
 from .operations.audio import Audio
 from .operations.calls import USUAL
@@ -237,12 +237,18 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         """
         wire = self._written(operation, body, data)
         reply = self._reply(operation, wire, wire.get("model"))
-        is_object = reply.body[:1] == b"{" and reply.body[-1:] == b"}"
-        if is_object and not self._shows_raw and not self._needs_reading(operation, reply.body):
-            if len(reply.body) <= _CHECKED:
-                reply.read(lambda: object_of(reply.body))
+        content, tokens = reply.body, self._options.trace or TokenUsage()
+        if self._shows_raw or self._needs_reading(operation, content):
+            return reply.read(lambda: self._rewritten(operation, wire, reply))
+        if len(content) > _CHECKED and content[:1] == b"{" and content[-1:] == b"}":
+            tokens.read(content)
             return reply
-        return reply.read(lambda: self._rewritten(operation, wire, reply))
+        try:
+            tokens.take(object_of(content).get("usage"))
+        except BridgeError as error:
+            reply.tell(error)
+            raise
+        return reply
 
     def _rewritten(self, operation: str, wire: Dict[str, Any], reply: Reply) -> Reply:
         """Return a reply as its readers expect it; the same if that changes nothing."""

@@ -12,6 +12,7 @@ from vllm_bridge.api.decoding import (
     ChatChunks,
     CompletionChunks,
     ResponsesReader,
+    TokenUsage,
     TranscriptionReader,
     aborted,
     payload_of,
@@ -458,3 +459,20 @@ def test_any_events_give_items_or_our_own_errors(events, count):
             assert str(error)
         json.dumps(reader.partial())
         assert all(type(item.text) is str for item in items if isinstance(item, (ChatCompletionChunk, Completion)))
+
+
+def test_usage_is_read_from_the_bytes_of_a_recorded_reply() -> None:
+    recorded = wire.load("chat_plain")
+    tokens = TokenUsage()
+    tokens.read(json.dumps(recorded.json, separators=(",", ":")).encode())
+    usage = recorded.json["usage"]
+    assert (tokens.prompt_tokens, tokens.completion_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{}", b'{"usage":null}', b'{"content":"\\"usage\\":{\\"prompt_tokens\\":5}"}', b'{"usage":{}}',
+])
+def test_a_reply_without_usage(body: bytes) -> None:
+    tokens = TokenUsage()
+    tokens.read(body)
+    assert (tokens.prompt_tokens, tokens.completion_tokens) == (0, 0)

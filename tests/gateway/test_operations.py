@@ -6,11 +6,9 @@ from typing import Any, Dict, List
 
 import pytest
 
-import wire
-from vllm_bridge.api.decoding import TokenUsage
 from vllm_bridge.client.options import Trace
 from vllm_bridge.errors import BadRequestError
-from vllm_bridge.gateway.operations import OPERATIONS, Asked, Opened, _count
+from vllm_bridge.gateway.operations import OPERATIONS, Asked, Opened
 
 ERROR = {"message": "it broke", "type": "server_error", "param": None, "code": 500}
 
@@ -19,23 +17,6 @@ def responses(*given: Dict[str, Any]) -> Any:
     provider: Any = SimpleNamespace(responses_stream=lambda **body: list(given))
     open_stream: Any = OPERATIONS["responses"].stream
     return open_stream(Asked(provider, {}, None, Trace(), lambda code, message: message))
-
-
-def test_usage_is_read_from_the_bytes_of_a_recorded_reply() -> None:
-    recorded = wire.load("chat_plain")
-    tokens = TokenUsage()
-    _count(json.dumps(recorded.json, separators=(",", ":")).encode(), tokens)
-    usage = recorded.json["usage"]
-    assert (tokens.prompt_tokens, tokens.completion_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
-
-
-@pytest.mark.parametrize("body", [
-    b"", b"{}", b'{"usage":null}', b'{"content":"\\"usage\\":{\\"prompt_tokens\\":5}"}', b'{"usage":{}}',
-])
-def test_a_reply_without_usage(body: bytes) -> None:
-    tokens = TokenUsage()
-    _count(body, tokens)
-    assert (tokens.prompt_tokens, tokens.completion_tokens) == (0, 0)
 
 
 def test_the_events_of_responses_and_their_error() -> None:

@@ -1,10 +1,8 @@
 """What each operation needs in its request, and how the provider's answer leaves: `OPERATIONS` as data."""
 
-import re
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from ..api.body import object_of, to_json
-from ..api.decoding import TokenUsage
 from ..api.forwarding import DONE
 from ..client.options import Trace
 from ..client.stream import Stream
@@ -71,19 +69,13 @@ class Operation(NamedTuple):
 
 # ---------------------------------------------------------------- whole replies
 
-_COUNT = re.compile(rb'"(prompt|completion|cached)_tokens": ?([0-9]{1,15})')
-
-
 def _forwarded(operation: str) -> Callable[[Asked], Answer]:
     def answer(asked: Asked) -> Answer:
         reply = asked.provider.forward(operation, asked.body, asked.data)
         if operation == "responses":
             response = reply.read(lambda: object_of(reply.body))
-            asked.trace.take(response.get("usage"))
             if _reworded(response.get("error"), asked.words):
                 reply = reply._replace(body=to_json(response))
-        else:
-            _count(reply.body, asked.trace)
         return Answer(200, reply.headers.items(), reply.body)
 
     return answer
@@ -96,22 +88,6 @@ def _reworded(error: Any, words: Callable[[Any, str], str]) -> bool:
         return False
     error["message"] = words(error.get("upstream_code", error.get("code")), message)
     return bool(error["message"] != message)
-
-
-def _count(body: bytes, tokens: TokenUsage) -> None:
-    """Read the usage from a reply's bytes; inside a string its quotes would be escaped."""
-    at = body.rfind(b'"usage":{')
-    if at < 0:
-        at = body.rfind(b'"usage": {')
-        if at < 0:
-            return
-    for name, digits in _COUNT.findall(body, at, at + 1000):
-        if name == b"prompt":
-            tokens.prompt_tokens = int(digits)
-        elif name == b"completion":
-            tokens.completion_tokens = int(digits)
-        else:
-            tokens.cached_tokens = int(digits)
 
 
 def _record(call: str) -> Callable[[Asked], Answer]:
