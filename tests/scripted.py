@@ -67,6 +67,12 @@ def completion(text: str = "fine") -> Dict[str, Any]:
     }
 
 
+def named(*models: str) -> List[Any]:
+    """Return the steps of a server that is asked for its models, and then whether it sleeps, on one connection."""
+    listed = answer({"object": "list", "data": [{"id": model, "object": "model"} for model in models]})
+    return ["request", listed, "request", answer({"detail": "Not Found"}, "404 Not Found")]
+
+
 class Request:
     def __init__(self, head: bytes, body: bytes) -> None:
         lines = head.decode("latin-1").split("\r\n")

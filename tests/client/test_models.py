@@ -244,7 +244,7 @@ def test_a_server_that_is_silent_or_away_holds_nobody_up(monkeypatch):
             listed = provider.list_models()
             assert time.monotonic() - start < 5.0, "twice half a second"
             assert [model.id for model in listed.data] == ["a"]
-            assert [status["state"] for status in listed["key_statuses"]] == ["ready", "ready", "away"]
+            assert [status["state"] for status in listed["key_statuses"]] == ["ready", "away", "away"]
             with pytest.raises(NotFoundError, match="not known, for there is no answer"):
                 text(provider, "nope")
 

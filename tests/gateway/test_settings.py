@@ -216,9 +216,17 @@ def test_every_flag_of_the_issue_is_there() -> None:
     assert {setting.name for setting in SETTINGS} == set((
         "host port upstream upstream_key api_key api_key_file timeout stream_idle_timeout config workers "
         "max_body_mb max_connections allowed_origin allowed_host allowed_header passed_header log_format model_prefix "
-        "graceful_timeout insecure native_responses max_parsed_mb sse_keep_alive_interval keep_alive_timeout "
+        "graceful_timeout insecure native_responses routing max_parsed_mb sse_keep_alive_interval keep_alive_timeout "
         "header_timeout body_timeout write_timeout"
     ).split())
+
+
+def test_the_way_of_choosing_a_server() -> None:
+    assert read({}, {}).provider.routing == "expected_wait"
+    assert read({"routing": "random"}, {}).provider.routing == "random"
+    assert read({}, {"VLLM_BRIDGE_ROUTING": "least_requests"}).provider.routing == "least_requests"
+    with pytest.raises(ConfigError, match="--routing: expected expected_wait, random, round_robin or least_requests"):
+        read({"routing": "sticky"}, {})
 
 
 def test_allowed_hosts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import pytest
 
 from faces import LONG, Address, ask, chat, log_lines, own, until
-from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, delta, event
+from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, delta, event, named
 from vllm_bridge.config.settings import ProviderConfig
 from vllm_bridge.echo import EchoServer
 from vllm_bridge.gateway import Gateway
@@ -146,14 +146,15 @@ def test_no_comments_of_our_own_unless_they_are_asked_for_or_within_the_time() -
 @pytest.mark.parametrize("route", ["chat", "responses"])
 def test_another_server_is_tried_after_a_comment(route: str) -> None:
     path, body, events = ROUTES[route]
-    with Gated(["request", "gate", answer(b"", "503 Busy")]) as busy:
-        with Scripted(["request", SSE_HEAD, *events, event("[DONE]"), LAST_CHUNK]) as other, log_lines() as lines:
+    with Gated([*named("echo", "m"), "request", "gate", answer(b"", "503 Busy")]) as busy:
+        good = [*named("echo", "m"), "request", SSE_HEAD, *events, event("[DONE]"), LAST_CHUNK]
+        with Scripted(good) as other, log_lines() as lines:
             with gateway(busy, other, sse_keep_alive_interval=0.05) as address:
                 with Client(address, path, body) as client:
                     client.until(b": keep-alive\n\n")
                     busy.gates.release()
                     assert_whole(client.rest())
-            assert (len(busy.requests), len(other.requests)) == (1, 1)
+            assert (len(busy.posts), len(other.posts)) == (1, 1)
     assert (lines[0]["status"], lines[0]["server"]) == (200, other.url)
 
 

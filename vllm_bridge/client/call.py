@@ -16,6 +16,7 @@ from typing import (
     Optional,
     TypeVar,
     Union,
+    cast,
 )
 
 from ..api.body import Written, decode, replaced, to_json
@@ -27,10 +28,12 @@ from ..http1.wait import has_left
 from ..version import USER_AGENT
 from . import models
 from .authorization import Auth
+from .attempts import Attempts
 from .fleet import Fleet
+from .routing import Prompt
 from .options import Options, joined
 from .reply import Call, OpenReply, Reply, with_origin
-from .retry import RetryPolicy, never_sent, no_such_model, parse_retry_after, still_working
+from .retry import parse_retry_after
 from .session import Transport
 from .stream import KEEP_ALIVE, Limits, Progress, Reader, Stream, items_of
 
@@ -53,7 +56,7 @@ class Caller:
         self.network: NetworkConfig = config.network_config
         self.lacks_responses = False  # set when a server turned out to have no route for them
         self.lacks_base64: Dict[str, float] = {}  # until when, by model, since a server refused to send such vectors
-        self.fleet = Fleet(config.resolved_keys())
+        self.fleet = Fleet(config.resolved_keys(), way=config.routing)
         self.transport = Transport(self.network, config.proxy_config, auth)
         self._secrets = Redaction(config).secrets
         self._headers = {id(key): self._headers_for(key) for key in self.fleet.keys}  # a key's hash takes long
@@ -70,7 +73,17 @@ class Caller:
 
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
-        reply: Reply = _result(self._attempts(None, method, path, wire, model, options))
+        fleet = self.fleet
+        if not fleet.several:
+            return cast(Reply, _result(self._attempts(None, method, path, wire, model, options)))
+        prompt = fleet.prompt(path, wire, model, options.headers, False)
+        length = 0
+        try:
+            reply: Reply = _result(self._attempts(None, method, path, wire, model, options, prompt))
+            fleet.answered(prompt)
+            length = len(reply.body) // 4 if prompt.answer else 0
+        finally:
+            fleet.done(prompt, length)
         return reply
 
     def stream(
@@ -86,7 +99,8 @@ class Caller:
         With a ``keep_alive_interval`` it is returned with its first comment, and further attempts are made while it
         is iterated; without one its first event is there.
         """
-        progress = Progress()
+        fleet, progress = self.fleet, Progress()
+        prompt = fleet.prompt(path, wire, model, options.headers, True) if fleet.several else None
         limits = Limits(options.timeout[1], options.stream_idle_timeout, options.keep_alive_interval)
 
         def begin(call: Call) -> Generator[bytes, None, Iterator[T]]:
@@ -98,17 +112,20 @@ class Caller:
             )
             for item in items:
                 if progress.begun:
+                    if prompt is not None:
+                        fleet.answered(prompt)
                     return chain((item,), items)
                 yield item
             return iter(())
 
-        attempts = self._attempts(begin, "POST", path, wire, model, options, True)
-        return Stream(progress, _items(attempts, options, progress))
+        attempts = self._attempts(begin, "POST", path, wire, model, options, prompt, True)
+        items = _items(attempts, options, progress)
+        return Stream(progress, items if prompt is None else _counted(items, fleet, prompt, progress))
 
-    def get(self, path: str, key: Key, options: Options) -> Reply:
+    def get(self, path: str, key: Key, options: Options, method: str = "GET") -> Reply:
         """Ask one certain server, once."""
         deadline = None if options.deadline is None else time.monotonic() + options.deadline
-        call = self._call(key, deadline, "GET", path, None, None, options)
+        call = self._call(key, deadline, method, path, None, None, options)
         trace = options.trace
         if trace is not None:
             trace.attempts += 1
@@ -131,6 +148,7 @@ class Caller:
         wire: Wire,
         model: Optional[str],
         options: Options,
+        prompt: Optional[Prompt] = None,
         streams: bool = False,
     ) -> Generator[bytes, None, Any]:
         """Make attempts until one gives a result, which is returned; yield the comments that come meanwhile.
@@ -139,12 +157,13 @@ class Caller:
         """
         fleet, trace = self.fleet, options.trace
         deadline = None if options.deadline is None else time.monotonic() + options.deadline
-        attempts: Optional[_Attempts] = None
+        attempts: Optional[Attempts] = None
         tried: FrozenSet[Key] = frozenset()
         while True:
-            if fleet.several and (fleet.to_ask or model not in fleet.known):
-                self._learn(model, options)
-            key = fleet.select(model, tried, options.key_id, options.key_name)
+            if prompt is None:
+                key = fleet.select(model, tried, options.key_id, options.key_name)
+            else:
+                key = self._chosen(model, tried, options, prompt)
             call = self._call(key, deadline, method, path, wire, model, options, streams)
             if trace is not None:
                 trace.attempts += 1
@@ -161,12 +180,12 @@ class Caller:
                     result = yield from begin(call)
             except BridgeError as error:
                 if attempts is None:
-                    attempts = _Attempts(self.network, fleet, model, options)
+                    attempts = Attempts(self.network, fleet, model, options)
                 with_origin(error, call)
                 if trace is not None:
                     trace.status, trace.request_id = error.status_code, error.request_id
                     trace.failed += (key,)
-                pause = attempts.failed(key, error)
+                pause = attempts.failed(key, error, prompt)
                 if pause is None or (deadline is not None and time.monotonic() + pause >= deadline):
                     raise attempts.failure(error)
                 tried = attempts.tried
@@ -185,11 +204,17 @@ class Caller:
             fleet.to_ask.update(fleet.servers.values())
             models.beside(self, options)
 
-    def _learn(self, model: Optional[str], options: Options) -> None:
-        if self.fleet.to_ask:
+    def _chosen(self, model: Optional[str], tried: FrozenSet[Key], options: Options, prompt: Prompt) -> Key:
+        """Return the key to use, of several servers'; they are asked what they have where that is not known."""
+        fleet = self.fleet
+        if fleet.to_ask:
             models.beside(self, options)
-        if not (options.key_id or options.key_name):
+        if not (options.key_id or options.key_name) and isinstance(model, str) and model not in fleet.known:
             models.learn(self, model, options)
+        key = fleet.select(model, tried, options.key_id, options.key_name, prompt)
+        if fleet.resting and fleet.servers[key.url].sleeping:
+            models.wake(self, key, options)
+        return key
 
     def _call(
         self,
@@ -230,68 +255,6 @@ class Caller:
         if key.value:
             headers["Authorization"] = "Bearer %s" % key.value
         return joined(self.network.extra_headers, headers)
-
-
-class _Attempts:
-    """What the attempts of one call have shown so far, and so what comes next."""
-
-    def __init__(self, network: NetworkConfig, fleet: Fleet, model: Optional[str], options: Options) -> None:
-        self.tried: FrozenSet[Key] = frozenset()  # in this round
-        self._fleet = fleet
-        self._model = model
-        self._pinned = bool(options.key_id or options.key_name)
-        self._policy = RetryPolicy(options.max_retries, network.retry_backoff_initial_ms, network.retry_backoff_max_ms)
-        self._retries = 0
-        self._working: FrozenSet[Key] = frozenset()  # at servers that said 504: they are never asked again
-        self._answer: Optional[BridgeError] = None  # the last one with a status
-        self._missing: Optional[BridgeError] = None  # the first one that says that there is no such model
-
-    def failed(self, key: Key, error: BridgeError) -> Optional[float]:
-        """Return the seconds to wait before the next attempt, ``None`` if there is to be none."""
-        fleet, model = self._fleet, self._model
-        if model is not None and no_such_model(error):
-            return self._without(key, model, error)
-        self.tried |= {key}
-        same = frozenset(other for other in fleet.keys if other.url == key.url)
-        if never_sent(error):
-            fleet.failed(key, error.message)
-            self.tried |= same  # no other way to go
-        elif error.status_code is not None:
-            fleet.succeeded(key)
-            self._answer = error
-            if still_working(error):
-                self._working |= same
-        other = not self._pinned and fleet.other_left(model, self.tried | self._working)
-        # Beside a server that is down the one that answered says how long to wait.
-        shown = error if other else self.failure(error)
-        wait = shown.retry_after
-        elsewhere = other or (still_working(error) and not self._pinned and fleet.other_left(model, self._working))
-        if not self._policy.should_retry(shown, attempt=self._retries, other_key_left=elsewhere, retry_after=wait):
-            return None
-        pause = self._policy.delay(self._retries, wait, other_key_left=other)
-        self._retries += 1
-        self.tried = (self.tried if other else frozenset()) | self._working
-        return pause
-
-    def _without(self, key: Key, model: str, error: BridgeError) -> Optional[float]:
-        """Go on at once where another server may have a model that this one does not have, or has without ``vllm/``."""
-        fleet, again = self._fleet, self._missing is not None
-        if self._missing is None:
-            self._missing = error
-        if self._pinned or not fleet.several:
-            return 0.0 if fleet.renames(model, not again) else None
-        fleet.succeeded(key)
-        fleet.lacks(key, model)
-        again = key in self.tried
-        self.tried |= {key}
-        # Where nobody is left the servers are asked once more, and the error lists what there is.
-        return None if again or (fleet.has(model) and not fleet.other_left(model, self.tried)) else 0.0
-
-    def failure(self, error: BridgeError) -> BridgeError:
-        """Return the error to raise: of a server that is down and one that is busy the busy one's."""
-        if self._missing is not None and no_such_model(error):
-            return self._missing
-        return self._answer if self._answer is not None and never_sent(error) else error
 
 
 def _renamed(wire: Dict[str, Any], model: str) -> bytes:
@@ -343,6 +306,20 @@ def _items(
     finally:
         if trace is not None:
             trace.events = trace.events or progress.events
+
+
+def _counted(
+    items: Generator[Any, None, None], fleet: Fleet, prompt: Prompt, progress: Progress
+) -> Generator[Any, None, None]:
+    """Yield a stream's items; its server has less to do when they end."""
+    count = 0
+    try:
+        for item in items:
+            count += 1
+            yield item
+    finally:
+        items.close()
+        fleet.done(prompt, max(count, progress.events))
 
 
 def _opened(

@@ -1,19 +1,22 @@
 """What a key is for: allowed models, other names for them, its share of the requests."""
 
-from typing import FrozenSet, Iterable, Optional, Sequence, Set
+from typing import Any, FrozenSet, Iterable, Optional, Sequence, Set
 
 from ..config.settings import Key
 
-__all__ = ["Rule", "offer", "resolve_alias", "share"]
+__all__ = ["Rule", "offer", "resolve_alias"]
 
 _NAMES_SHOWN = 10  # models that a message lists
 
 
 class Rule:
-    """Which models a key serves, its names folded once."""
+    """Which models a key serves, its names folded once; and how often it was chosen, by its weight."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, server: Any = None) -> None:
         self.key = key
+        self.server = server
+        self.ease = 1.0 / max(key.weight, 1e-6) if key.weight else 1.0  # how little a request is, for its weight
+        self.sent = 0.0
         self.all = "*" in key.models
         self.named: FrozenSet[str] = _folded(key.models) | _folded(key.aliases)
         self.barred: FrozenSet[str] = _folded(key.blacklisted_models)
@@ -49,11 +52,6 @@ def resolve_alias(key: Key, model: str) -> str:
         folded = model.lower()
         real = next((name for alias, name in key.aliases.items() if alias.lower() == folded), model)
     return real
-
-
-def share(weight: float) -> int:
-    """Return a weight in hundredths; one above 0 keeps at least one."""
-    return max(1, round(weight * 100)) if weight else 0
 
 
 def offer(rules: Sequence[Rule]) -> str:

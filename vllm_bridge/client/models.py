@@ -10,8 +10,9 @@ from ..api import models
 from ..api.body import decode
 from ..api.records import ModelList
 from ..config.settings import Key
-from ..errors import APIConnectionError, APIStatusError, APITimeoutError, BridgeError
-from .fleet import Fleet, Server
+from ..errors import APIConnectionError, APIStatusError, APITimeoutError, BridgeError, RequestCancelledError
+from .directory import Server
+from .fleet import Fleet
 from .options import Options
 from .reply import Reply
 from .retry import never_sent
@@ -19,7 +20,7 @@ from .retry import never_sent
 if TYPE_CHECKING:
     from .call import Caller
 
-__all__ = ["WITHIN", "beside", "collect", "learn", "refresh", "states"]
+__all__ = ["WITHIN", "beside", "collect", "learn", "refresh", "states", "wake"]
 
 PATH = "/v1/models"
 WITHIN = 1.8  # seconds that servers have to name their models
@@ -129,7 +130,9 @@ def _is_meant(key: Key, options: Options) -> bool:
 
 def _without_caller(options: Options) -> Options:
     """Return the options of a call for questions that are not its own."""
-    return options.replaced({"trace": None, "client": None, "cancel": None, "key_id": None, "key_name": None})
+    return options.replaced({
+        "trace": None, "client": None, "cancel": None, "key_id": None, "key_name": None, "query": "", "deadline": None,
+    })
 
 
 def _ask(
@@ -180,20 +183,39 @@ def _ask_one(caller: "Caller", key: Key, options: Options) -> Optional[BridgeErr
     fleet, server = caller.fleet, caller.fleet.servers.get(key.url)
     if server is None:  # it has been taken out of the fleet meanwhile
         return _no_answer(key)
+    begun = server.asked_at = fleet.clock()
     try:
         found = _read(caller.get(PATH, key, options))["data"]
         fleet.told(server, {str(model.get("id")): model for model in found})
         _ask_for_sleep(caller, key, server, options)
     except BridgeError as error:
+        if isinstance(error, RequestCancelledError):
+            return error
         silent = isinstance(error, APIConnectionError)
         fleet.untold(server, silent)
         if never_sent(error):
             fleet.failed(key, error.message)
+        elif silent and server.heard <= begun:
+            fleet.failed(key, "it takes connections and says nothing", ask=True)
         elif not silent:
-            fleet.succeeded(key)
+            fleet.succeeded(key, worked=False)
         return error
-    fleet.succeeded(key)
+    fleet.succeeded(key, worked=False)
     return None
+
+
+def wake(caller: "Caller", key: Key, options: Options) -> None:
+    """Wake a server that sleeps, and wait until it is awake; whoever comes meanwhile waits too."""
+    fleet, server = caller.fleet, caller.fleet.servers[key.url]
+    held = fleet.waking.acquire(timeout=-1 if options.timeout[1] is None else options.timeout[1])
+    try:
+        if server.sleeping:
+            options = _without_caller(options)
+            caller.get("/wake_up", key, options, "POST")
+            _ask_for_sleep(caller, key, server, options)
+    finally:
+        if held:
+            fleet.waking.release()
 
 
 def _ask_for_sleep(caller: "Caller", key: Key, server: Server, options: Options) -> None:
@@ -204,8 +226,7 @@ def _ask_for_sleep(caller: "Caller", key: Key, server: Server, options: Options)
         payload = decode(caller.get("/is_sleeping", key, options).body)
         said = payload.get("is_sleeping") if isinstance(payload, dict) else None
         server.sleeps = isinstance(said, bool)
-        fleet_says = said is True
-        caller.fleet.sleeps(server, fleet_says)
+        caller.fleet.slept(server, said is True)
     except APIStatusError:
         server.sleeps = False
     except BridgeError:

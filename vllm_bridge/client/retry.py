@@ -5,11 +5,11 @@ import random as _random
 import re
 from typing import Callable, Optional
 
-from ..errors import APIConnectionError, APIStatusError, BridgeError, NotFoundError
+from ..errors import APIConnectionError, APIStatusError, APITimeoutError, BridgeError, NotFoundError
 
 __all__ = [
-    "CONNECTION_NOT_MADE", "LONGEST_WAIT", "TLS_ERROR", "RetryPolicy", "never_sent", "no_such_model",
-    "parse_retry_after", "still_working",
+    "CONNECTION_NOT_MADE", "LONGEST_WAIT", "TLS_ERROR", "RetryPolicy", "hung_up", "leaving", "never_sent",
+    "no_such_model", "parse_retry_after", "silent", "still_working",
 ]
 
 # The ``code`` of an APIConnectionError raised before any byte was sent: refused, unresolved, a connect timeout; and a
@@ -20,6 +20,8 @@ TLS_ERROR = "tls_error"
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more gets its error handed on at once
 
 _BUSY = frozenset((429, 502, 503))
+# What vLLM 0.32 says while it ends ("cannot schedule new futures after shutdown"), and while it scales (503).
+_LEAVING = re.compile("shutdown|shutting down|draining|currently scaling|EngineCore encountered an issue", re.I)
 _ELSEWHERE = frozenset((500, 504))  # another server may do better
 _log = logging.getLogger("vllm_bridge")
 
@@ -32,6 +34,21 @@ def never_sent(error: BridgeError) -> bool:
 def still_working(error: BridgeError) -> bool:
     """Tell whether a proxy, or a gateway of ours, has given up waiting for a server that may be generating still."""
     return isinstance(error, APIStatusError) and error.status_code == 504
+
+
+def silent(error: BridgeError) -> bool:
+    """Tell whether a server took a request and gave no answer in the time that it had."""
+    return isinstance(error, APITimeoutError) and error.code is None
+
+
+def hung_up(error: BridgeError) -> bool:
+    """Tell whether a server took a request and hung up without an answer."""
+    return isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError) and error.code is None
+
+
+def leaving(error: BridgeError) -> bool:
+    """Tell whether a server says that it is about to end (kill_sigterm_drain_probe_...), or that its engine has."""
+    return error.status_code in (500, 503) and _LEAVING.search(error.message) is not None
 
 
 def no_such_model(error: BridgeError) -> bool:

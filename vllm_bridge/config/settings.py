@@ -14,10 +14,11 @@ from . import environment, validate
 from .redaction import HIDDEN
 from ..errors import ConfigError
 
-__all__ = ["DEFAULT_BASE_URL", "Key", "NetworkConfig", "ProviderConfig", "ProxyConfig"]
+__all__ = ["DEFAULT_BASE_URL", "Key", "NetworkConfig", "ProviderConfig", "ProxyConfig", "ROUTING", "routing"]
 
 DEFAULT_BASE_URL = "http://localhost:8000"
 MAX_CONNS_PER_HOST = 5000
+ROUTING = ("expected_wait", "random", "round_robin", "least_requests")  # the first one is the default
 
 _log = logging.getLogger("vllm_bridge")
 _warned = False  # that a setting is obsolete is said once in a process
@@ -136,6 +137,13 @@ def _native(value: Any, path: str) -> Union[bool, str]:
     if not isinstance(value, bool):
         raise validate.wrong(path, 'true, false or "auto"', value)
     return value
+
+
+def routing(value: Any, path: str) -> str:
+    """Return a way of choosing servers."""
+    if value not in ROUTING:
+        raise validate.wrong(path, "%s or %s" % (", ".join(ROUTING[:-1]), ROUTING[-1]), value)
+    return str(value)
 
 
 def _group(cls: Type[_S]) -> Callable[[Any, str, Mapping[str, str]], _S]:
@@ -273,7 +281,8 @@ class Key(_Settings):
 
     `url` and `model_name` may come as ``vllm_key_config={"url": ..., "model_name": ...}``. Models are
     named without regard to case; ``["*"]`` allows all, an empty list none; ``blacklisted_models``
-    wins. `aliases` maps a name that callers use to the model's real name.
+    wins. `aliases` maps a name that callers use to the model's real name. With `wake` a server that
+    sleeps is woken for a model that no other has.
     """
 
     value = _from_environment(environment.key_value)
@@ -286,6 +295,7 @@ class Key(_Settings):
     enabled = _setting(validate.flag)
     url = _from_environment(environment.address)
     model_name = _setting(environment.optional)
+    wake = _setting(validate.flag)
 
     _also = ("vllm_key_config",)
     _secret = frozenset(("value",))
@@ -304,6 +314,7 @@ class Key(_Settings):
         enabled: bool = True,
         url: Optional[str] = None,
         model_name: Optional[str] = None,
+        wake: bool = False,
         vllm_key_config: Optional[Mapping[str, Any]] = None,
         path: str = "key",
         environ: _Environ = None,
@@ -330,7 +341,8 @@ class ProviderConfig(_Settings):
     """All settings of one provider.
 
     `keys` may hold objects as a config file has them. `native_responses` sends Responses to
-    vLLM's own ``/v1/responses`` instead of converting them.
+    vLLM's own ``/v1/responses`` instead of converting them. `routing` says how one of several servers is chosen that
+    have a model: ``expected_wait``, ``random``, ``round_robin`` or ``least_requests``.
     """
 
     network_config = _from_environment(_group(NetworkConfig))
@@ -339,6 +351,7 @@ class ProviderConfig(_Settings):
     send_back_raw_request = _setting(validate.flag)
     send_back_raw_response = _setting(validate.flag)
     native_responses = _setting(_native)
+    routing = _setting(routing)
 
     _ignored = (
         "concurrency_and_buffer_size", "config_hash", "custom_provider_config", "description", "openai_config",
@@ -353,6 +366,7 @@ class ProviderConfig(_Settings):
         send_back_raw_request: bool = False,
         send_back_raw_response: bool = False,
         native_responses: Union[bool, str] = False,
+        routing: str = ROUTING[0],
         *,
         path: str = "",
         environ: _Environ = None,

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ..config import environment, file as config_file, validate
-from ..config.settings import Key, ProviderConfig
+from ..config.settings import ROUTING, Key, ProviderConfig, routing
 from ..errors import ConfigError
 from ..http1.head import TOKEN
 from .headers import OURS_DOWN, OURS_UP
@@ -92,6 +92,10 @@ def _native(value: Any, path: str) -> Union[bool, str]:
     return "auto" if value == "auto" else _switch(value, path)
 
 
+def _routing(value: Any, path: str) -> str:
+    return routing(value.strip() if isinstance(value, str) else value, path)
+
+
 def _log_format(value: Any, path: str) -> str:
     if value not in ("text", "json"):
         raise validate.wrong(path, "text or json", value)
@@ -161,6 +165,8 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("write_timeout", _positive, 60, "SECONDS", "time that a client may take nothing of its answer "
             "(default: 60)"),
     Setting("insecure", _switch, False, "", "listen on other addresses than this machine's without an API key"),
+    Setting("routing", _routing, None, "WAY", "how one of several servers that have a model is chosen: %s, %s, %s or "
+            "%s (default: %s)" % (*ROUTING, ROUTING[0])),
     Setting("native_responses", _native, None, "", "send Responses to the servers' own /v1/responses; "
             "auto: where they have it"),
 )
@@ -366,8 +372,9 @@ def _provider(provider: Optional[ProviderConfig], given: _Given, environ: Mappin
     changes: Dict[str, Any] = {}
     if network:
         changes["network_config"] = config.network_config.replace(**network)
-    if "native_responses" in given:
-        changes["native_responses"] = given["native_responses"][1]
+    for name in ("native_responses", "routing"):
+        if name in given:
+            changes[name] = given[name][1]
     if "upstream" in given:
         path, urls = given["upstream"]
         secret = given["upstream_key"][1] if "upstream_key" in given else environment.content("VLLM_API_KEY", environ)

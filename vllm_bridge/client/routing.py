@@ -1,0 +1,328 @@
+"""Which server a request goes to: the ways that there are, on what is known of the servers without asking them.
+
+`expected_wait` takes the server that is likely to answer soonest: by the work that is there, what of this prompt it has
+not seen, and how slow it has shown itself. All numbers are tokens, of four characters each.
+"""
+
+from itertools import accumulate
+from marshal import dumps
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+if TYPE_CHECKING:
+    from .keys import Rule
+
+__all__ = ["Load", "Prefixes", "Prompt", "WAYS", "expected_wait", "least_requests"]
+
+REQUEST = 50.0  # tokens that a running request delays another by, whatever it is
+TOKEN = 2.0  # tokens of a prompt that one of an answer is worth
+ALONE = 3.0  # how much heavier a message weighs with which only one conversation has gone on: it helps nobody else
+LEAST = 50.0  # tokens of which an expectation is one
+
+ANSWER = 64.0  # tokens of an answer whose length nobody has said
+_PIECE = 4096  # characters of a text that is looked at in pieces
+_TEXT = frozenset((str,))
+_KEPT = 10000  # prefixes of one of two generations: at least so many of the newest are kept
+_MEMORY = 0.05  # weight of a new observation
+_SLOWEST, _FASTEST = 8.0, 0.2
+_NEAR = 1.02  # waits that differ by less are alike
+
+
+class Load:
+    """What a server has to do, and how slow it is."""
+
+    def __init__(self) -> None:
+        self.bit = 0  # its own one in the masks of `Prefixes`
+        self.waiting = 0.0  # tokens of requests that have had no answer yet
+        self.running = 0  # requests
+        self.answering = 0.0  # tokens of their answers
+        self.slow = 1.0  # how long it takes, by how long the servers take on average
+        self.strain = 1.0  # above 1 while it is new: work weighs more
+
+    def work(self) -> float:
+        """Return the work there is, in tokens."""
+        return self.waiting + REQUEST * self.running + TOKEN * self.answering
+
+
+class Prompt:
+    """A request as routing sees it: `marks` stand for the prompt up to the end of each message, `sizes` are theirs.
+
+    Sizes are characters here, all else is tokens.
+    """
+
+    rule: Optional["Rule"] = None  # where it is
+    place = 0  # of the first message that is new to its server
+    unseen = 0.0  # tokens of it that are new to its server
+    started = expected = 0.0
+    waits = False
+    kind: Any = None  # requests of one kind are compared with each other
+
+    def __init__(
+        self, marks: Sequence[int], sizes: Sequence[int], answer: float, session: Optional[int] = None
+    ) -> None:
+        self.marks = marks
+        self.sizes = sizes
+        self.answer = answer
+        self.session = session
+
+
+def measured(wire: Any, answers: bool, session: Optional[str] = None) -> Prompt:
+    """Return what routing has to know of a request body; `answers`: it is answered by a text."""
+    if not isinstance(wire, dict):
+        return Prompt((), (), 0.0)
+    get = wire.get
+    messages = get("messages")
+    marks: Sequence[int] = ()
+    sizes: Sequence[int] = ()
+    try:
+        marks, sizes = _texts([message["content"] for message in messages or ()], "tools" in wire and wire["tools"])
+        if not sizes:
+            marks, sizes = _measured(wire)
+    except (KeyError, TypeError):  # parts, calls of tools, another operation, or what is none
+        marks, sizes = _measured(wire)
+    answer = 0.0
+    if answers:
+        most = get("max_completion_tokens") or get("max_tokens")
+        answer = most if type(most) is int else ANSWER
+    given = session or get("prompt_cache_key") or get("user")
+    return Prompt(marks, sizes, answer, hash(given) if type(given) is str else None)
+
+
+def _texts(texts: List[str], tools: Any) -> Tuple[Sequence[int], Sequence[int]]:
+    """Return the marks and sizes of texts that follow each other; raises `TypeError` for what is no text, or long."""
+    sizes = [*map(len, texts)]
+    if tools or max(sizes, default=0) > _PIECE or not _TEXT.issuperset(map(type, texts)):
+        raise TypeError
+    # Sums, for they are made without a loop of Python's; whether texts change places means nothing here.
+    return [*accumulate(map(hash, texts))], sizes
+
+
+def _measured(wire: Dict[str, Any]) -> Tuple[Sequence[int], Sequence[int]]:
+    """Return the marks and sizes of any request."""
+    pieces: List[Any] = []
+    try:
+        if wire.get("tools"):
+            _add(pieces, dumps(wire["tools"], 2))
+        main = wire.get("messages") or wire.get("prompt") or wire.get("input") or wire.get("documents") or ()
+        if main is ...:
+            _add(pieces, wire.data)  # type: ignore[attr-defined]
+        elif type(main) is str:
+            _add(pieces, main)
+        elif main and type(main[0]) is int:
+            _add(pieces, dumps(main, 2))
+        else:
+            for message in main:
+                _message(pieces, message)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass  # it is the server's to say what is wrong with it
+    return [*accumulate(map(hash, pieces))], [min(len(piece), _PIECE) for piece in pieces]
+
+
+def _message(pieces: List[Any], message: Any) -> None:
+    if not isinstance(message, dict):
+        return _add(pieces, message if type(message) is str else dumps(message, 2))
+    content = message.get("content")
+    for part in content if type(content) is list else (content,):
+        text = part.get("text") if isinstance(part, dict) else part
+        if type(text) is str:
+            _add(pieces, text)
+        elif part is not None:
+            pieces.append(dumps(part, 2))  # an image or a sound counts as one piece, however long it is
+    return _add(pieces, dumps([value for name, value in message.items() if name not in ("role", "content")], 2))
+
+
+def _add(pieces: List[Any], text: Any) -> None:
+    """Add a text, or bytes, in pieces: what is the same at the beginning of long ones is found too."""
+    if len(text) <= _PIECE:
+        pieces.append(text)
+    else:
+        pieces += [text[start:start + _PIECE] for start in range(0, len(text), _PIECE)]
+
+
+class Prefixes:
+    """Beginnings of prompts, and which servers have seen them; the newest are kept."""
+
+    def __init__(self, kept: int = _KEPT) -> None:
+        self._kept = kept
+        # By mark: [bits of the servers, the mark that followed, whether others have followed too].
+        self._young: Dict[int, List[Any]] = {}
+        self._old: Dict[int, List[Any]] = {}
+
+    def unseen(self, prompt: Prompt) -> List[Tuple[int, float, int, int]]:
+        """Return what is new to whom: (servers, tokens weighted, characters, place of the first new message) each.
+
+        The last one is for all the other servers.
+        """
+        entries: List[Any] = [*map(self._young.get, prompt.marks)]
+        if self._old and None in entries:
+            self._renew(prompt.marks, entries)
+        place = len(entries)
+        weight, weighted, plain, done = ALONE / 4.0, 0.0, 0, 0
+        found: List[Tuple[int, float, int, int]] = []
+        for entry, size in zip(reversed(entries), reversed(prompt.sizes)):
+            if entry is not None:
+                new = entry[0] & ~done
+                if new:
+                    found.append((new, weighted, plain, place))
+                    done |= new
+                if entry[2]:
+                    weight = 0.25  # several conversations have gone on from here: a later one will find it seen
+            place -= 1
+            plain += size
+            weighted += weight * size
+        found.append((-1, weighted, plain, 0))
+        return found if prompt.session is None else self._with_session(prompt, found, done)
+
+    def _with_session(
+        self, prompt: Prompt, found: List[Tuple[int, float, int, int]], done: int
+    ) -> List[Tuple[int, float, int, int]]:
+        """Take whoever had the session before for one that has seen all but the last message, or half of it."""
+        entry = self._young.get(prompt.session or 0) or self._old.get(prompt.session or 0)
+        had = 0 if entry is None else entry[0] & ~done
+        if had:
+            last = prompt.sizes[-1] if len(prompt.sizes) > 1 else sum(prompt.sizes) // 2
+            found.insert(0, (had, ALONE / 4.0 * last, last, 0))
+        return found
+
+    def note(self, prompt: Prompt, bit: int, place: int) -> None:
+        """Note that a server sees a prompt, whose messages before a place it has seen."""
+        marks, young = prompt.marks, self._young
+        before = young.get(marks[place - 1]) if place else None
+        for mark in marks[place:] if place else marks:
+            entry = young.get(mark)
+            if entry is None:
+                entry = young[mark] = [bit, None, False]
+            else:
+                entry[0] |= bit
+            if before is not None and before[1] != mark:
+                if before[1] is None:
+                    before[1] = mark
+                else:
+                    before[2] = True
+            before = entry
+        if prompt.session is not None:
+            young[prompt.session] = [bit, None, False]
+        if len(young) > self._kept:
+            self._old, self._young = young, {}
+
+    def undo(self, prompt: Prompt, bit: int) -> None:
+        """Note that a server has not seen a prompt after all."""
+        for mark in prompt.marks[prompt.place:]:
+            entry = self._young.get(mark)
+            if entry is not None:
+                entry[0] &= ~bit
+
+    def forget(self, bit: int) -> None:
+        """Forget what a server has seen: it begins anew."""
+        for entry in list(self._young.values()) + list(self._old.values()):
+            entry[0] &= ~bit
+
+    def _renew(self, marks: Sequence[int], entries: List[Any]) -> None:
+        """Count what is used again as new."""
+        for at, entry in enumerate(entries):
+            if entry is None and marks[at] in self._old:
+                entries[at] = self._young[marks[at]] = self._old.pop(marks[at])
+
+
+# ---------------------------------------------------------------- the ways
+
+
+def expected_wait(rules: Sequence["Rule"], prompt: Prompt, prefixes: Prefixes, random: Callable[[], float]) -> "Rule":
+    """Return the rule whose server is likely to answer soonest; of those that are alike the one that is due."""
+    unseen = prefixes.unseen(prompt)
+    one = unseen[0] if len(unseen) == 1 else None  # it is new to all
+    best, least, new = rules[0], float("inf"), unseen[-1]
+    for rule in rules:
+        server = rule.server
+        part = one
+        if part is None:
+            bit = server.bit
+            for part in unseen:
+                if part[0] & bit:
+                    break
+        work = server.waiting + REQUEST * server.running + TOKEN * server.answering
+        wait = server.slow * (part[1] + work * rule.ease * server.strain)  # type: ignore[index]
+        if wait * _NEAR < least or (wait <= least * _NEAR and rule.sent < best.sent):
+            if wait < least:
+                least = wait
+            best, new = rule, part  # type: ignore[assignment]
+    prompt.unseen, prompt.place = new[2] / 4.0, new[3]
+    prefixes.note(prompt, best.server.bit, prompt.place)
+    return best
+
+
+def least_requests(rules: Sequence["Rule"], prompt: Prompt, prefixes: Prefixes, random: Callable[[], float]) -> "Rule":
+    """Return the rule whose server has the fewest requests for its weight."""
+    return min(rules, key=lambda rule: (rule.server.running * rule.ease, rule.sent))
+
+
+def round_robin(rules: Sequence["Rule"], prompt: Prompt, prefixes: Prefixes, random: Callable[[], float]) -> "Rule":
+    """Return the rules in turn, those of a greater weight more often."""
+    return min(rules, key=lambda rule: rule.sent)
+
+
+def by_lot(
+    rules: Sequence["Rule"], prompt: Optional[Prompt], prefixes: Prefixes, random: Callable[[], float]
+) -> "Rule":
+    """Return a rule by lot, those of a greater weight more often."""
+    mark = random() * sum(1.0 / rule.ease for rule in rules)
+    for rule in rules:
+        mark -= 1.0 / rule.ease
+        if mark < 0:
+            break
+    return rule
+
+
+WAYS: Mapping[str, Callable[..., "Rule"]] = {
+    "expected_wait": expected_wait, "random": by_lot, "round_robin": round_robin, "least_requests": least_requests,
+}
+
+
+# ---------------------------------------------------------------- what a request does to a load
+
+
+class Pace:
+    """How long requests take for each token that was expected of them: of a kind, on average over all servers."""
+
+    def __init__(self) -> None:
+        self._seconds: Dict[Any, float] = {}
+
+    def observe(self, load: Load, prompt: Prompt, seconds: float) -> None:
+        """Take note of how long a request has waited at a server."""
+        each = seconds / prompt.expected
+        average = self._seconds.get(prompt.kind)
+        if average is None:
+            if len(self._seconds) < 1000:
+                self._seconds[prompt.kind] = each
+            return
+        self._seconds[prompt.kind] = average + _MEMORY * (each - average)
+        slow = load.slow + _MEMORY * (min(each / average, 4 * _SLOWEST) - load.slow) if average else 1.0
+        load.slow = max(_FASTEST, min(_SLOWEST, slow))
+
+
+def enter(rule: "Rule", prompt: Prompt, now: float) -> None:
+    """Count a request at a server."""
+    load = rule.server
+    prompt.rule, prompt.started, prompt.waits = rule, now, True
+    prompt.expected = max(LEAST, load.work() + prompt.unseen)
+    load.waiting += prompt.unseen
+    load.running += 1
+    load.answering += prompt.answer
+    rule.sent += rule.ease
+
+
+def leave(prompt: Prompt) -> None:
+    """Count a request no longer."""
+    rule = prompt.rule
+    if rule is not None:
+        begin(prompt)
+        load = rule.server
+        load.running -= 1
+        load.answering -= prompt.answer
+        prompt.rule = None
+
+
+def begin(prompt: Prompt) -> None:
+    """Count a request as answered: it waits no longer."""
+    if prompt.waits and prompt.rule is not None:
+        prompt.waits = False
+        prompt.rule.server.waiting -= prompt.unseen
