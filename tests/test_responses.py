@@ -117,12 +117,15 @@ def test_what_is_left_out_is_said_in_the_log_and_in_the_reply(caplog):
         assert len(told) == 2 and "'web_search'" in told[0] and "'file_search'" in told[1]
         for name in ("web_search", "file_search"):
             assert name in reply["metadata"]["vllm_bridge_warning"]
+        assert reply.extra_fields == {"dropped_unsupported_tools": ["web_search", "file_search"]}
+        assert "extra_fields" not in vllm.responses(model="echo", input="Hi")
         assert "tools" not in echo.requests[-1].json
         caplog.clear()
         events = list(vllm.responses_stream(model="echo", input="Hi", tools=tools[:1]))
         assert len(caplog.records) == 1
         for one in (events[0], events[-1]):
             assert "web_search" in one.response["metadata"]["vllm_bridge_warning"]
+            assert one.response["extra_fields"] == {"dropped_unsupported_tools": ["web_search"]}
 
 
 @pytest.mark.parametrize("native", [False, True])

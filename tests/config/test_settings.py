@@ -87,6 +87,9 @@ WRONG = [
     ("keys[0].blacklisted_models", {"keys": [{"blacklisted_models": {}}]}),
     ("keys[0].aliases", {"keys": [{"aliases": ["a"]}]}),
     ("keys[0].aliases.'a'", {"keys": [{"aliases": {"a": 5}}]}),
+    ("keys[0].aliases.'a'", {"keys": [{"aliases": {"a": {"region": "x"}}}]}),
+    ("keys[0].aliases.'a'.model_id", {"keys": [{"aliases": {"a": {"model_id": None}}}]}),
+    ("keys[0].aliases.'a'", {"keys": [{"aliases": {"a": {"modelid": "x"}}}]}),
     ("keys[0].enabled", {"keys": [{"enabled": 1}]}),
     ("keys[0].id", {"keys": [{"id": 5}]}),
     ("keys[0].url", {"keys": [{"url": []}]}),
@@ -145,13 +148,21 @@ def test_each_of_bifrosts_other_settings_is_read_over():
     others = {
         "": "concurrency_and_buffer_size config_hash custom_provider_config description openai_config "
             "pricing_overrides status store_raw_request_response",
-        "network_config": "allow_private_network beta_header_overrides enforce_http2",
-        "keys": "config_hash created_at description status updated_at use_for_batch_api",
+        "network_config": "allow_private_network beta_header_overrides enforce_http2 http2_ping_interval_in_seconds",
+        "keys": "config_hash created_at description status updated_at use_anthropic_endpoints use_for_batch_api",
     }
     found = {place: dict.fromkeys(names.split(), 1) for place, names in others.items()}
     server = {"vllm_key_config": {"use_anthropic_endpoint": True, "use_anthropic_endpoints": []}}
     config = {**found[""], "network_config": found["network_config"], "keys": [{**found["keys"], **server}]}
     assert ProviderConfig.from_dict(config) == ProviderConfig(keys=[Key()])
+
+
+def test_an_alias_may_be_an_object():
+    """Bifrost's AliasConfig, core/schemas/account.go."""
+    rich = {"model_id": "big", "model_name": "Big", "model_family": "llama", "description": "x", "region": "r",
+            "project_id": "p", "use_anthropic_endpoints": True, "endpoint": "e", "api_version": "1"}
+    key = Key(aliases={"a": rich, "b": {"model_id": "small"}, "c": "plain"})
+    assert key.aliases == {"a": "big", "b": "small", "c": "plain"}
 
 
 def test_environment_values():

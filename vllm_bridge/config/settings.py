@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, Mapping, Optional, 
 from urllib.parse import quote
 
 from . import environment, validate
+from .aliases import read as read_aliases
 from .redaction import HIDDEN
 from ..errors import ConfigError
 
@@ -126,11 +127,6 @@ def _proxy_type(value: Any, path: str) -> str:
     return str(value)
 
 
-def _aliases(value: Any, path: str) -> Dict[str, str]:
-    found = {} if value is None else validate.mapping(value, path)
-    return {alias: validate.text(name, "%s.%s" % (path, validate.quoted(alias))) for alias, name in found.items()}
-
-
 def _native(value: Any, path: str) -> Union[bool, str]:
     if value == "auto":
         return "auto"
@@ -199,7 +195,7 @@ class NetworkConfig(_Settings):
     lean_http = _setting(_obsolete)
 
     _secret = frozenset(("extra_headers", "ca_cert_pem"))  # PEM text also fills a screen
-    _ignored = ("allow_private_network", "beta_header_overrides", "enforce_http2")
+    _ignored = ("allow_private_network", "beta_header_overrides", "enforce_http2", "http2_ping_interval_in_seconds")
     _renamed = {
         "retry_backoff_initial": "retry_backoff_initial_ms", "retry_backoff_max": "retry_backoff_max_ms",
     }
@@ -291,7 +287,7 @@ class Key(_Settings):
     models = _setting(validate.names)
     blacklisted_models = _setting(validate.names)
     weight = _setting(validate.number)
-    aliases = _setting(_aliases)
+    aliases = _setting(read_aliases)
     enabled = _setting(validate.flag)
     url = _from_environment(environment.address)
     model_name = _setting(environment.optional)
@@ -299,7 +295,8 @@ class Key(_Settings):
 
     _also = ("vllm_key_config",)
     _secret = frozenset(("value",))
-    _ignored = ("config_hash", "created_at", "description", "status", "updated_at", "use_for_batch_api")
+    _ignored = ("config_hash", "created_at", "description", "status", "updated_at", "use_anthropic_endpoints",
+                "use_for_batch_api")
 
     def __init__(
         self,
@@ -310,7 +307,7 @@ class Key(_Settings):
         models: Iterable[str] = ("*",),
         blacklisted_models: Iterable[str] = (),
         weight: float = 1.0,
-        aliases: Optional[Mapping[str, str]] = None,
+        aliases: Optional[Mapping[str, Any]] = None,
         enabled: bool = True,
         url: Optional[str] = None,
         model_name: Optional[str] = None,

@@ -73,6 +73,7 @@ def to_chat(
         tool_choice=echoed_choice,
         names=toolbox.names,
         warnings=_once(toolbox.warnings + talk.warnings),
+        dropped=_once(toolbox.dropped),
         seal=seal,
         clock=clock,
     )

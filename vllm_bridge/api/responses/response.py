@@ -36,9 +36,9 @@ class ResponseContext:
 
     ``echo`` holds every field of a Response that the request alone decides; ``names`` maps the name
     of a chat function to the tool that it stands for, where the two differ; ``warnings`` tells, one
-    sentence each, what of the request had no place in the chat request. ``model`` stands in for a
-    reply that names none. ``reasoning`` is the type of part that reasoning is told in, ``seal`` makes
-    ``encrypted_content`` of it, where that is wanted. ``clock`` returns the seconds since the epoch.
+    sentence each, what of the request had no place in the chat request, ``dropped`` the types of tools.
+    ``model`` stands in for a reply that names none. ``reasoning`` is the type of part that reasoning is told in,
+    ``seal`` makes ``encrypted_content`` of it, where that is wanted. ``clock`` returns the seconds since the epoch.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class ResponseContext:
         tool_choice: Any = None,
         names: Optional[Dict[str, ToolName]] = None,
         warnings: Optional[List[str]] = None,
+        dropped: Optional[List[str]] = None,
         seal: Optional[Seal] = None,
         clock: Optional[Callable[[], float]] = None,
     ) -> None:
@@ -62,6 +63,8 @@ class ResponseContext:
         self.seal = seal if _ENCRYPTED in include else None
         self.clock = clock
         self.echo = _echo(body, tools or [], tool_choice or "auto", self.warnings)
+        if dropped:
+            self.echo["extra_fields"] = {"dropped_unsupported_tools": dropped}  # where Bifrost's clients look for it
 
     def tool(self, chat_name: str) -> ToolName:
         """Return the tool that a chat function stands for; by default the function of that name."""

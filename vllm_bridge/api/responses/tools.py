@@ -31,6 +31,7 @@ class Toolbox:
         self._clients: Dict[str, str] = {}  # the chat names of the tools that the client runs
         self._plain: Set[str] = set()  # the names of functions and custom tools, which keep them
         self.warnings: List[str] = []
+        self.dropped: List[str] = []  # the types of tools that were left out
 
     def add_all(self, tools: Any, path: str) -> None:
         """Take in a list of tools; `path` is where it stands in the request, for messages."""
@@ -63,6 +64,7 @@ class Toolbox:
             return tool
         # A hosted tool runs on OpenAI's own servers, so a vLLM server has nothing to run it with.
         self.warnings.append("tool '%s' was left out: vLLM does not offer it" % kind)
+        self.dropped.append(str(kind))
         return None
 
     def client_name(self, kind: str) -> str:
