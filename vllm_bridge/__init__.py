@@ -5,7 +5,9 @@
 """
 
 import logging
+import os
 
+from .client.log import to_standard_error
 from .client.options import Trace
 from .config.settings import Key, NetworkConfig, ProviderConfig, ProxyConfig
 from .errors import (
@@ -67,3 +69,5 @@ __all__ = [
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+if os.environ.get("VLLM_BRIDGE_LOG"):
+    to_standard_error(os.environ["VLLM_BRIDGE_LOG"])

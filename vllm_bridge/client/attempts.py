@@ -2,9 +2,11 @@
 
 from typing import FrozenSet, Optional
 
+from ..config.redaction import one_line
 from ..config.settings import Key, NetworkConfig
 from ..errors import BridgeError
 from .fleet import Fleet
+from .log import LOG
 from .options import Options
 from .retry import RetryPolicy, hung_up, leaving, never_sent, no_such_model, silent, still_working
 from .routing import Prompt
@@ -60,6 +62,7 @@ class Attempts:
             return None
         pause = self._policy.delay(self._retries, wait, other_key_left=other)
         self._retries += 1
+        LOG.info("tried again in %.2f s, %s: %s", pause, "elsewhere" if other else "there", one_line(error.message))
         self.tried = (self.tried if other else frozenset()) | self._working
         return pause
 

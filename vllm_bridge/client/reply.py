@@ -189,6 +189,17 @@ class OpenReply:
             raise
         self._plain = False
 
+    def listen(self, heard: Callable[[bytes], object]) -> None:
+        """Let somebody see each block of the body that is read."""
+        content = self._content
+
+        def read() -> bytes:
+            block = content()
+            heard(block)
+            return block
+
+        self._content = read
+
     def read(self) -> bytes:
         """Return some bytes of the body as soon as there are any, ``b""`` at its end.
 

@@ -5,6 +5,7 @@ where they surprise: ``.netrc`` never replaces the key, redirects are not follow
 proxy from the environment never captures this machine.
 """
 
+import logging
 import os
 import tempfile
 import weakref
@@ -19,6 +20,7 @@ from requests.utils import default_headers, select_proxy
 from .authorization import Auth
 from .adapter import OwnSession, Request, WatchedBody, within
 from .failures import bad_proxy, cause_of, foreign_within, translated
+from .log import LOG, answered, failed, sent
 from .raw import RawBody
 from .reply import Call, OpenReply, Reply
 from ..config.settings import NetworkConfig, ProxyConfig
@@ -63,6 +65,9 @@ class Transport:
         """Make a request and return its reply with the body still to be read; error statuses are raised."""
         if call.cancellation is not None:
             call.cancellation.add(call)
+        logs = LOG.isEnabledFor(logging.INFO)
+        if logs:
+            sent(call)
         try:
             reply = self._opened(call)
         except BaseException as error:
@@ -70,9 +75,13 @@ class Transport:
             if call.cancellation is not None:
                 call.cancellation.discard(call)
             failure = self._failure(error, call)
+            if logs:
+                failed(call, failure or error)
             if failure is None:
                 raise
             raise failure from cause_of(error, call)
+        if logs:
+            answered(call, reply)
         if not 200 <= reply.status < 300:
             try:
                 raise _by_proxy(call) if reply.status == 407 else reply.error()

@@ -157,8 +157,12 @@ def set_up(log_format: str, out: Optional[TextIO] = sys.stdout, errors: Optional
     formatter = _JsonFormatter() if log_format == "json" else _TextFormatter()
     formatter.converter = time.gmtime
     others.setFormatter(formatter)
+    asked = [each for each in package.handlers if each.name == "VLLM_BRIDGE_LOG"]
     package.addHandler(others)
-    package.setLevel(logging.WARNING)
+    if asked:  # it has set the level
+        package.removeHandler(asked[0])
+    else:
+        package.setLevel(logging.WARNING)
     for name in _TELLING:
         logging.getLogger(name).setLevel(logging.INFO)
     return _outputs[0]
