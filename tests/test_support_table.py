@@ -21,6 +21,20 @@ ROUTES = {
     "list_models": ("GET", "/v1/models", False),
     "transcription": ("POST", "/v1/audio/transcriptions", False),
     "transcription_stream": ("POST", "/v1/audio/transcriptions", True),
+    "translation": ("POST", "/v1/audio/translations", False),
+    "translation_stream": ("POST", "/v1/audio/translations", True),
+    "messages": ("POST", "/v1/messages", False),
+    "messages_stream": ("POST", "/v1/messages", True),
+    "count_tokens": ("POST", "/v1/messages/count_tokens", False),
+    "chat_completion_batch": ("POST", "/v1/chat/completions/batch", False),
+    "tokenize": ("POST", "/tokenize", False),
+    "detokenize": ("POST", "/detokenize", False),
+    "tokenizer_info": ("GET", "/tokenizer_info", False),
+    "score": ("POST", "/v1/score", False),
+    "classify": ("POST", "/classify", False),
+    "pooling": ("POST", "/pooling", False),
+    "embed": ("POST", "/v2/embed", False),
+    "generative_scoring": ("POST", "/generative_scoring", False),
 }
 
 

@@ -19,11 +19,14 @@ from .config.settings import Key, NetworkConfig, ProviderConfig
 from .config.validate import text
 from .errors import BadRequestError, BridgeError, ConfigError, ResponseDecodeError
 from .http1.wait import Client
+from .operations.anthropic import Messages
+from .operations.anything import Anything
 from .operations.audio import Audio
-from .operations.calls import USUAL
+from .operations.calls import MESSAGES, USUAL
 from .operations.described import described
 from .operations.generation import Generation
 from .operations.pooling import Pooling
+from .operations.tokens import Tokenizing
 from .operations.unsupported import Unsupported
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ Self = TypeVar("Self", bound="BaseOpenAIProvider")
 Timeout = Union[float, Tuple[Optional[float], Optional[float]], None]
 
 
+_NUMBERS = ("application/octet-stream", "audio/", "image/")  # vectors, speech
 _USAGE = {"include_usage": True}
 _CHECKED = 64 * 1024  # bytes of a reply up to which it costs little to see that it is one before it is handed on
 
@@ -49,7 +53,7 @@ class _Unset:
 UNSET = _Unset()
 
 
-class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
+class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anything, Unsupported):
     """Every operation over HTTP as OpenAI's API has it; the ones that it lacks raise `UnsupportedOperationError`.
 
     Each keyword of an operation is a field of the request body: ``None`` means omit, ``extra_body={...}`` is merged
@@ -227,10 +231,16 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
             raise BadRequestError("list_models takes no fields, got: %s" % ", ".join(fields), param=min(fields))
         return collect(call._caller, call._options)
 
+    def of_each(self, path: str) -> Dict[str, Any]:
+        """GET a path of every server, all at once: the JSON of its answer, or the error, by the name of its key."""
+        from .client.each import of_each
+
+        return of_each(self._caller, path, self._options)
+
     # ------------------------------------------------------------ for a gateway: the server's own bytes
 
     def forward(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Reply:
-        """Carry out ``chat_completion``, ``text_completion``, ``embedding`` or ``responses``; return bytes to hand on.
+        """Carry out an operation that sends JSON; return bytes to hand on.
 
         They are the server's own unless something had to change. `data` is `body` as JSON, if there is that: it is
         sent as it is unless something has to change. Errors are raised like those of the operation itself.
@@ -238,6 +248,8 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         wire = self._written(operation, body, data)
         reply = self._reply(operation, wire, wire.get("model"))
         content, tokens = reply.body, self._options.trace or TokenUsage()
+        if reply.content_type.lower().startswith(_NUMBERS):
+            return reply
         if self._shows_raw or self._needs_reading(operation, content):
             return reply.read(lambda: self._rewritten(operation, wire, reply))
         if len(content) > _CHECKED and content[:1] == b"{" and content[-1:] == b"}":
@@ -260,10 +272,13 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
             raise ResponseDecodeError("the server's answer cannot be handed on: %s" % error) from None
 
     def forward_stream(self, operation: str, body: Mapping[str, Any], data: Optional[bytes] = None) -> Stream[bytes]:
-        """Carry out a streaming ``chat_completion`` or ``text_completion``; the items are events as bytes to hand on.
+        """Carry out ``chat_completion``, ``text_completion`` or ``messages`` as a stream of bytes to hand on.
 
-        The last one is ``data: [DONE]``. The usage chunk goes out only if the body asks for it. `data`: see `forward`.
+        Each item is whole events, the last of which is ``data: [DONE]``, or ``message_stop``. The usage chunk goes out
+        only if the body asks for it. `data`: see `forward`.
         """
+        if operation == "messages":
+            return self._forwarded_messages(self._written("messages_stream", body, data))
         asked = body.get("stream_options")
         usage = isinstance(asked, Mapping) and bool(asked.get("include_usage"))
         wire = self._written(operation + "_stream", body, data)
@@ -273,11 +288,19 @@ class BaseOpenAIProvider(Generation, Pooling, Audio, Unsupported):
         tokens = self._options.trace or TokenUsage()
         return self._stream(operation, wire, wire.get("model"), lambda: Forwarding(count, usage, tokens))
 
+    def _forwarded_messages(self, wire: Dict[str, Any]) -> Stream[bytes]:
+        from .api.messages import MessageForwarding
+
+        tokens = self._options.trace or TokenUsage()
+        return self._stream("messages", wire, wire.get("model"), lambda: MessageForwarding(tokens))
+
     def _written(self, operation: str, body: Mapping[str, Any], data: Optional[bytes]) -> Dict[str, Any]:
         """Return the request body of an operation, with `data` in its place if that says the same."""
         streams = operation.endswith("_stream")
         if data is None or data[:1] != b"{" or data[1:2] == b"\0" or body.get("stream", False) is not streams:  # UTF-16
             return self._body(operation, dict(body))
+        if operation in MESSAGES:
+            return as_written(self._body(operation, dict(body)), body, data)
         if streams and "stream_options" not in body:
             body = {**body, "stream_options": _USAGE}
             data = b'{"stream_options":{"include_usage":true},' + data[1:]

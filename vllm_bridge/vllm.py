@@ -11,8 +11,9 @@ from .api import embeddings
 from .api import completions
 from .api import models
 from .config.redaction import one_line
-from .errors import APIStatusError, BridgeError, NotFoundError, exceeds_context
-from .operations.calls import PATHS
+from .errors import APIStatusError, BridgeError, NotFoundError, UnsupportedOperationError, exceeds_context
+from .client.call import Wire
+from .operations.calls import ELSEWHERE, OTHER_PATHS, PATHS
 from .provider import BaseOpenAIProvider
 from .api.records import EmbeddingList, Response, ResponseEvent
 from .client.reply import Reply
@@ -28,6 +29,20 @@ _PROCESS_KEY = os.urandom(32)  # of this process and its forks: seals reasoning 
 _log = logging.getLogger("vllm_bridge")
 
 
+# What a bare 404 means beside that no model of the server is for it.
+_HINTS = {
+    "messages": "vLLM has it since 0.11.1",
+    "count_tokens": "vLLM 0.32 has it",
+    "tokenizer_info": "vLLM has it with --enable-tokenizer-info-endpoint",
+}
+
+
+def _messages(body: Dict[str, Any]) -> Dict[str, Any]:
+    from .api.messages import prepare
+
+    return prepare(body)
+
+
 class VLLMProvider(BaseOpenAIProvider):
     """A vLLM server, or several: ``VLLMProvider("http://gpu:8000", api_key=..., timeout=(5, 600))``.
 
@@ -40,6 +55,7 @@ class VLLMProvider(BaseOpenAIProvider):
     _prepare = {
         "chat_completion": chat.prepare, "chat_completion_stream": chat.prepare,
         "text_completion": completions.prepare, "text_completion_stream": completions.prepare,
+        "messages": _messages, "messages_stream": _messages, "count_tokens": _messages,
     }
     _adapt = {"chat_completion": chat.normalise, "text_completion": completions.normalise}
     _marks = BaseOpenAIProvider._marks + (b'"guided_', b'"reasoning', b'"arguments"')
@@ -156,30 +172,37 @@ class VLLMProvider(BaseOpenAIProvider):
         # On bytes `in` takes twice as long as find.
         return reasoning or body.find(b'"finish_reason":"abort"') >= 0 or body.find(b'"finish_reason":"error"') >= 0
 
-    def _reranked(self, body: Dict[str, Any]) -> Reply:
-        """Try ``/rerank`` too, where older deployments have it; the first error stands if it is not there either."""
+    def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
+        """Try a second path, where other deployments have one; the first error stands if it is not there either."""
+        other = OTHER_PATHS.get(operation)
+        if other is None:
+            return super()._reply(operation, body, model)
         from .api.rerank import falls_back
 
-        model = body.get("model")
         try:
-            return self._caller.reply("POST", PATHS["rerank"], body, model, self._options)
+            return self._caller.reply("POST", PATHS[operation], body, model, self._options)
         except APIStatusError as first:
             if not falls_back(first):
-                raise self._explained("rerank", first) from None
+                raise self._explained(operation, first) from None
             try:
-                return self._caller.reply("POST", "/rerank", body, model, self._options)
+                return self._caller.reply("POST", other, body, model, self._options)
             except APIStatusError as second:
                 if falls_back(second):
-                    raise self._explained("rerank", first) from None
+                    raise self._explained(operation, first) from None
                 raise
 
-    def _explained(self, operation: str, error: APIStatusError) -> APIStatusError:
+    def _explained(self, operation: str, error: APIStatusError) -> BridgeError:
         """Say what a bare 404 means: the route is missing because no model of the server offers the operation."""
         if not isinstance(error, NotFoundError) or error.payload != {"detail": "Not Found"}:
             return error
+        if operation in ELSEWHERE:
+            return UnsupportedOperationError("%s is not supported by %s provider" % (operation, self.name))
         if operation == "responses" and self.config.native_responses == "auto":
             return error  # which goes over chat then
-        error.message = "this server does not offer %s (POST %s is not there)" % (operation, PATHS[operation])
+        method = "GET" if operation == "tokenizer_info" else "POST"
+        hint = _HINTS.get(operation)
+        error.message = "this server does not offer %s (%s %s is not there%s)" % (
+            operation, method, PATHS[operation], "; " + hint if hint else "")
         names = self._models_at(error.url)
         if names:
             error.message += "; its models are: %s" % ", ".join(names)

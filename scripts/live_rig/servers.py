@@ -41,7 +41,7 @@ class Plan:
 
 
 PLANS: Dict[str, Plan] = {
-    "chat": Plan("chat", TOOLS),
+    "chat": Plan("chat", TOOLS + ["--enable-tokenizer-info-endpoint"]),
     "guarded": Plan("chat", TOOLS + ["--reasoning-parser", "qwen3", "--sse-keep-alive-interval", "1",
                                      "--enable-prompt-tokens-details"], key=KEY),
     "embed": Plan("embed", POOLING + ["--convert", "embed"]),

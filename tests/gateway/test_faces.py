@@ -263,18 +263,22 @@ def test_unsupported_operations(gateway: Address, method: str, path: str, operat
     assert answer.json["extra_fields"] == {"provider": "vllm", "request_type": operation}
 
 
-def test_anthropics_messages_are_sent_to_vllm_itself(gateway: Address) -> None:
-    answer = ask(gateway, "POST", "/v1/messages", {"model": "echo", "max_tokens": 5, "messages": []})
-    assert answer.status == 400
-    assert answer.json["type"] == "error"
-    assert "ANTHROPIC_BASE_URL" in answer.error["message"]
+def test_anthropics_messages(gateway: Address) -> None:
+    body = {"model": "vllm/echo", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
+    answer = ask(gateway, "POST", "/v1/messages", body)
+    assert (answer.status, answer.json["content"]) == (200, [{"type": "text", "text": "You said: Hi"}])
+    streamed = ask(gateway, "POST", "/v1/messages", {**body, "stream": True})
+    assert streamed.body.endswith(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
+    refused = ask(gateway, "POST", "/v1/messages", {**body, "messages": []})
+    assert (refused.status, refused.json["type"], refused.error["type"]) == (400, "error", "invalid_request_error")
 
 
 def test_unknown_paths_and_methods(gateway: Address) -> None:
     unknown = ask(gateway, "GET", "/nowhere")
     assert (unknown.status, unknown.error["message"]) == (404, "Route not found: /nowhere")
     assert ask(gateway, "POST", "/chat/completions", {}).error["message"].endswith("/v1/chat/completions?")
-    for path in ("/tokenize", "/invocations", "/v1/../metrics", "/openai", "/v1/models/", "/openai/health"):
+    for path in ("/load_lora_adapter", "/sleep", "/invocations", "/v1/../metrics", "/openai", "/v1/models/",
+                 "/openai/health"):
         assert ask(gateway, "POST", path, {}).status in (404, 405), path
     wrong = ask(gateway, "GET", "/v1/chat/completions")
     assert (wrong.status, wrong.headers["allow"]) == (405, "OPTIONS, POST")

@@ -214,7 +214,7 @@ def test_settings_by_hand() -> None:
 
 def test_every_flag_of_the_issue_is_there() -> None:
     assert {setting.name for setting in SETTINGS} == set((
-        "host port upstream upstream_key api_key api_key_file timeout stream_idle_timeout config workers "
+        "host port upstream upstream_key alias api_key api_key_file timeout stream_idle_timeout config workers "
         "max_body_mb max_connections allowed_origin allowed_host allowed_header passed_header log_format model_prefix "
         "graceful_timeout insecure native_responses routing max_parsed_mb sse_keep_alive_interval keep_alive_timeout "
         "header_timeout body_timeout write_timeout"
@@ -227,6 +227,20 @@ def test_the_way_of_choosing_a_server() -> None:
     assert read({}, {"VLLM_BRIDGE_ROUTING": "least_requests"}).provider.routing == "least_requests"
     with pytest.raises(ConfigError, match="--routing: expected expected_wait, random, round_robin or least_requests"):
         read({"routing": "sticky"}, {})
+
+
+def test_aliases(tmp_path: Path) -> None:
+    found = read({"alias": ["claude-*=Qwen/Qwen3", "small = a=b"], "upstream": ["http://a", "http://b"]}, {})
+    assert [key.aliases for key in found.provider.keys] == [{"claude-*": "Qwen/Qwen3", "small": "a=b"}] * 2
+    keys = [{"url": "http://a", "aliases": {"small": "theirs"}}]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"client": {"aliases": ["small=ours", "x=y"]},
+                                "providers": {"vllm": {"keys": keys}}}))
+    found = read({"config": str(path)}, {})
+    assert found.provider.keys[0].aliases == {"small": "theirs", "x": "y"}
+    for wrong in ("a", "=b", "a=", " "):
+        with pytest.raises(ConfigError, match="^--alias: "):
+            read({"alias": [wrong]}, {})
 
 
 def test_allowed_hosts(tmp_path: Path) -> None:

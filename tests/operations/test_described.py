@@ -25,6 +25,19 @@ SOME = {
     "rerank": "query documents top_n return_documents instruction",
     "transcription": "file language hotwords timestamp_granularities temperature vllm_xargs",
     "list_models": "timeout extra_headers extra_query",
+    "chat_completion_batch": "messages model response_format top_k structured_outputs include_reasoning",
+    "messages": "messages max_tokens system tools tool_choice thinking stop_sequences chat_template_kwargs vllm_xargs",
+    "count_tokens": "messages model system tools",
+    "tokenize": "prompt messages add_special_tokens return_token_strs tools add_generation_prompt",
+    "detokenize": "tokens model",
+    "tokenizer_info": "model",
+    "score": "text_1 text_2 queries documents items use_activation instruction max_tokens_per_doc",
+    "classify": "input messages use_activation truncate_prompt_tokens",
+    "pooling": "input messages task dimensions encoding_format embed_dtype",
+    "embed": "texts images inputs input_type output_dimension embedding_types truncate",
+    "decision": "state questions instructions images cache_salt",
+    "generative_scoring": "query items label_token_ids apply_softmax item_first",
+    "translation": "file language to_language hotwords response_format temperature",
 }
 
 

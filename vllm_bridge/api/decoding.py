@@ -23,6 +23,7 @@ from ..sse import Event
 from .completions import CompletionAccumulator
 
 __all__ = [
+    "AnyEvents",
     "ChatChunks",
     "ChunkReader",
     "CompletionChunks",
@@ -38,7 +39,7 @@ R = TypeVar("R", bound=Record)
 
 _FOLDED_AT = 4 * 1024 * 1024  # characters of events that a reader keeps before it folds them
 
-_COUNT = re.compile(rb'"((?:prompt|completion|cached)_tokens)": ?([0-9]{1,15})')
+_COUNT = re.compile(rb'"((?:prompt|completion|cached|input|output)_tokens)": ?([0-9]{1,15})')
 _TERMINAL = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
 
@@ -226,6 +227,29 @@ class ResponsesReader:
         """Return the Response as far as the events tell it."""
         response = self._so_far.response()
         return None if response is None else Response(response)
+
+
+class AnyEvents:
+    """The events of any stream, as JSON where they are that; it ends with ``[DONE]`` or where its body ends."""
+
+    finished = False
+
+    def feed(self, event: Event) -> Sequence[Any]:
+        """Return the event; raise an error that the server reports inside the stream."""
+        if not event.data:
+            return ()
+        try:
+            found = loads(event.data)
+        except (ValueError, RecursionError):
+            return (event.data,)
+        return (Record(payload_of(event)),) if isinstance(found, dict) else (found,)
+
+    def finish(self) -> Sequence[Any]:
+        """Return nothing: no event is held back."""
+        return ()
+
+    def partial(self) -> None:
+        """Return nothing: what arrived has been handed out."""
 
 
 class TranscriptionReader:

@@ -4,15 +4,16 @@ vLLM prints a float32 as the shortest decimal of the same double, so both ways g
 """
 
 import base64
+import json
 import re
 import sys
 from array import array
 from math import isfinite
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Optional
 
 from ..errors import APIStatusError, error_from_payload, undecodable
 
-__all__ = ["converted", "falls_back", "prepare"]
+__all__ = ["converted", "falls_back", "from_bytes", "prepare"]
 
 # What vLLM answers to a request for floats when one is NaN or infinite (nan_embedding_float); base64 gives a 200.
 _NO_NUMBER = {
@@ -78,6 +79,22 @@ def converted(payload: Dict[str, Any]) -> Dict[str, Any]:
         if isinstance(row, dict) and isinstance(row.get("embedding"), str):
             row["embedding"] = _floats(row["embedding"])
     return payload
+
+
+def from_bytes(body: bytes, content_type: str, metadata: Optional[str], member: str) -> Optional[Dict[str, Any]]:
+    """Return a reply of plain numbers, each row's as bytes under `member`; ``None`` if the reply is none.
+
+    Its header ``metadata`` says what they are (embed_pooling_bytes); without it all is one row.
+    """
+    if not content_type.lower().startswith("application/octet-stream"):
+        return None
+    try:
+        found = json.loads(metadata or "{}")
+        rows = found.pop("data", None) or [{"index": 0, "start": 0, "end": len(body)}]
+        data = [{**row, "object": member, member: body[row["start"]:row["end"]]} for row in rows]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise undecodable("the metadata of the numbers cannot be read (%r)" % error, str(metadata)) from None
+    return {**found, "object": "list", "data": data}
 
 
 def _floats(text: str) -> Any:

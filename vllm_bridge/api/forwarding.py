@@ -32,12 +32,51 @@ _MARKS = (b'"finish_reason":"', b"data: [", b'"usage"', b'"error"', b'"reasoning
 _LONG = 4096  # bytes: more than a few events, among which are marks more often than not
 
 
+def plain(block: bytes, unmarked: bool = False) -> int:
+    """Return how many events a block is if each is one line with one choice that goes on, which needs no look.
+
+    `unmarked` says that none of `_MARKS` stands in it.
+    """
+    count, find = block.count, block.find
+    lines = count(b"\n")
+    events = lines // 2
+    alike = (
+        block.startswith(b"data: {")
+        and block.endswith(b"}\n\n")
+        and count(b'"finish_reason":null') == events
+        and count(b'"finish_reason"') == events
+        and count(b'"choices":[{') == events
+        and (lines == 2 or count(b"}\n\ndata: {") * 2 == lines - 2)
+        and (unmarked or (find(b'"usage"') < 0 and find(b'"error"') < 0 and find(b'"reasoning') < 0))
+    )
+    return events if alike else 0
+
+
+def _clear(block: bytes) -> Tuple[int, int]:
+    """Return how many bytes at the beginning of a block are plain events, those before any mark, and how many events.
+
+    From the end, where the marks of a burst stand; and to find nothing takes ``rfind`` a third of the time of ``find``.
+    """
+    rfind = block.rfind
+    end = rfind(b"\n\n") + 2
+    for mark in _MARKS:
+        at = rfind(mark, 0, end)
+        while at >= 0:
+            end = rfind(b"\n\n", 0, at) + 2
+            at = rfind(mark, 0, end)
+    events = plain(block[:end], True)
+    return (end, events) if events else (0, 0)
+
+
 class Forwarding:
     """Read a stream that is handed on: blocks go in, cut anywhere, and whole events and comments come out.
 
     `choices` is how many choices were asked for. Where the client did not ask for `usage`, the chunk that carries
     nothing else is kept from it: it was asked for to count tokens.
     """
+
+    _plain = staticmethod(plain)
+    _clear = staticmethod(_clear)
 
     def __init__(self, choices: int, usage: bool, tokens: TokenUsage) -> None:
         self.finished = False  # all choices have come to their end
@@ -55,7 +94,7 @@ class Forwarding:
     def feed(self, block: bytes) -> bytes:
         """Return what a block completes; an error that an event carries is put into `failure`, to be raised then."""
         if len(block) < _LONG and not self._held and not self._decodes:
-            events = plain(block)
+            events = self._plain(block)
             if events:
                 self.events += events
                 return block
@@ -65,7 +104,7 @@ class Forwarding:
             block, self._held = bytes(self._held) + block, bytearray()
         else:
             block = self._whole(block)
-            end, events = _clear(block)
+            end, events = self._clear(block)
             self.events += events
             if end == len(block):
                 return block
@@ -151,39 +190,3 @@ class Forwarding:
         if '"reasoning' in event.data and normalise_chunk(payload):
             return encode(json.dumps(payload, separators=(",", ":")))
         return encode(event.data)
-
-
-def plain(block: bytes, unmarked: bool = False) -> int:
-    """Return how many events a block is if each is one line with one choice that goes on, which needs no look.
-
-    `unmarked` says that none of `_MARKS` stands in it.
-    """
-    count, find = block.count, block.find
-    lines = count(b"\n")
-    events = lines // 2
-    alike = (
-        block.startswith(b"data: {")
-        and block.endswith(b"}\n\n")
-        and count(b'"finish_reason":null') == events
-        and count(b'"finish_reason"') == events
-        and count(b'"choices":[{') == events
-        and (lines == 2 or count(b"}\n\ndata: {") * 2 == lines - 2)
-        and (unmarked or (find(b'"usage"') < 0 and find(b'"error"') < 0 and find(b'"reasoning') < 0))
-    )
-    return events if alike else 0
-
-
-def _clear(block: bytes) -> Tuple[int, int]:
-    """Return how many bytes at the beginning of a block are plain events, those before any mark, and how many events.
-
-    From the end, where the marks of a burst stand; and to find nothing takes ``rfind`` a third of the time of ``find``.
-    """
-    rfind = block.rfind
-    end = rfind(b"\n\n") + 2
-    for mark in _MARKS:
-        at = rfind(mark, 0, end)
-        while at >= 0:
-            end = rfind(b"\n\n", 0, at) + 2
-            at = rfind(mark, 0, end)
-    events = plain(block[:end], True)
-    return (end, events) if events else (0, 0)

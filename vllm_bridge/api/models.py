@@ -28,7 +28,7 @@ def allowed(models: Iterable[Model], aliases: Mapping[str, str], allows: Callabl
     shown = []
     for model in models:
         name = str(model.get("id"))
-        for label in [name] + [alias for alias, real in aliases.items() if real == name]:
+        for label in [name] + [alias for alias, real in aliases.items() if real == name and "*" not in alias]:
             if allows(label):
                 shown.append(model if label == name else {**model, "id": label, "alias": name})
     return shown

@@ -93,6 +93,7 @@ class Caller:
         model: Optional[str],
         options: Options,
         reader: Callable[[], Union[Reader[T], Forwarding]],
+        method: str = "POST",
     ) -> Stream[T]:
         """Return the reply as a stream; `reader` makes the stream's meaning anew for each attempt.
 
@@ -118,7 +119,7 @@ class Caller:
                 yield item
             return iter(())
 
-        attempts = self._attempts(begin, "POST", path, wire, model, options, prompt, True)
+        attempts = self._attempts(begin, method, path, wire, model, options, prompt, True)
         items = _items(attempts, options, progress)
         return Stream(progress, items if prompt is None else _counted(items, fleet, prompt, progress))
 

@@ -1,6 +1,8 @@
 """What a key is for: allowed models, other names for them, its share of the requests."""
 
-from typing import Any, FrozenSet, Iterable, Optional, Sequence, Set
+import re
+from functools import lru_cache
+from typing import Any, Callable, FrozenSet, Iterable, Optional, Sequence, Set
 
 from ..config.settings import Key
 
@@ -30,11 +32,12 @@ class Rule:
             return False
         if self.barred and not self.barred.isdisjoint((model.lower(), real.lower(), "*")):
             return False
-        return self.all or model.lower() in self.named
+        return self.all or real != model or model.lower() in self.named
 
     def names(self, model: str) -> bool:
         """Tell whether the settings name a model that the key allows, so that its server need not be asked for it."""
-        return self.key.model_name is not None or model.lower() in self.named
+        named = model.lower() in self.named or resolve_alias(self.key, model) != model
+        return self.key.model_name is not None or named
 
     def offer(self) -> Set[str]:
         """Return the names that the settings have."""
@@ -44,14 +47,21 @@ class Rule:
 
 
 def resolve_alias(key: Key, model: str) -> str:
-    """Return the model's real name at the key's server."""
+    """Return the model's real name at the key's server; an alias such as ``claude-*`` is for all names like it."""
     if not key.aliases:
         return model
     real = key.aliases.get(model)
     if real is None:
         folded = model.lower()
-        real = next((name for alias, name in key.aliases.items() if alias.lower() == folded), model)
+        real = next((name for alias, name in key.aliases.items() if alias.lower() == folded), None)
+    if real is None:
+        real = next((name for alias, name in key.aliases.items() if "*" in alias and _like(alias)(model)), model)
     return real
+
+
+@lru_cache(maxsize=1000)
+def _like(alias: str) -> Callable[[str], Any]:
+    return re.compile(re.escape(alias).replace(r"\*", ".*"), re.IGNORECASE | re.DOTALL).fullmatch
 
 
 def offer(rules: Sequence[Rule]) -> str:

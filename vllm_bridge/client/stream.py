@@ -20,6 +20,7 @@ from typing import (
 )
 
 from ..api.attributes import Whole
+from ..api.decoding import AnyEvents
 from ..api.forwarding import Forwarding
 from ..errors import (
     APIConnectionError,
@@ -263,7 +264,7 @@ def _parsed(
             progress.begun = True
             yield item
     else:
-        if not reader.finished:
+        if not reader.finished and not isinstance(reader, AnyEvents):
             return False
     source.finish()
     progress.begun = True

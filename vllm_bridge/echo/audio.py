@@ -1,4 +1,4 @@
-"""POST /v1/audio/transcriptions: the form, the replies and the chunks of vLLM 0.32.0."""
+"""POST /v1/audio/transcriptions and /v1/audio/translations: the form, the replies and the chunks of vLLM 0.32.0."""
 
 import math
 import struct
@@ -135,6 +135,16 @@ def transcribe(form: Form, plan: Plan, identity: Dict[str, Any], world: World) -
         return Reply({"duration": duration, "language": form.get("language") or "en", "text": text,
                       "segments": segments, "words": None}, tokens=tokens)
     return Reply({"text": text, "usage": {"type": "duration", "seconds": math.ceil(duration)}}, tokens=tokens)
+
+
+def translate(form: Form, plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
+    """Answer a translation: the same words, in the same language (audio_translate_json, audio_translate_stream)."""
+    reply = transcribe(form, plan, identity, world)
+    if isinstance(reply.payload, dict):
+        reply.payload.pop("usage", None)
+    for event in reply.events or ():
+        event["object"] = "translation.chunk"
+    return reply
 
 
 def _heard(upload: Upload, plan: Plan) -> str:

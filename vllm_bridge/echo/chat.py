@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, List, Optional
 
-from .directives import Plan
+from .directives import Plan, parse
 from .generate import (FINGERPRINT, Generation, Token, answer, calls, candidates, generate, ids, in_turn, last_usage,
                        length_check, logprob, pieces, prompt_logprobs, running_usage, sampling_checks, text_of, thinks,
                        usage, whole)
@@ -35,16 +35,36 @@ def chat(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: Worl
     prompt = "\n".join(text_of(message.get("content")) for message in messages)
     prompt_tokens = max(1, len(pieces(prompt)))
     length_check(prompt_tokens, longest)
-    choices = _choices(body, plan, longest - prompt_tokens)
-    counted = usage(prompt_tokens, sum(choice.count for choice in choices),
-                    sum(choice.reasoning_tokens for choice in choices) if thinks(body, plan) else None)
+    made = choices(body, plan, longest - prompt_tokens)
+    counted = usage(prompt_tokens, sum(choice.count for choice in made),
+                    sum(choice.reasoning_tokens for choice in made) if thinks(body, plan) else None)
     shape = _Shape(body, identity, prompt, counted)
     if body.get("stream"):
-        return Reply(events=shape.chunks(choices), tokens=counted["completion_tokens"])
-    return Reply(shape.completion(choices), tokens=counted["completion_tokens"])
+        return Reply(events=shape.chunks(made), tokens=counted["completion_tokens"])
+    return Reply(shape.completion(made), tokens=counted["completion_tokens"])
 
 
-def _choices(body: Dict[str, Any], plan: Plan, room: int) -> List[Generation]:
+def batch(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
+    """Answer several chats at once (chat_batch); the directives are the first one's."""
+    replies = []
+    for place, messages in enumerate(body["messages"]):
+        asked = {**body, "messages": messages}
+        replies.append(chat(asked, plan if place == 0 else parse(heard(asked)), identity, world))
+    whole: Dict[str, Any] = replies[0].payload
+    for place, reply in enumerate(replies[1:], 1):
+        whole["choices"] += [{**choice, "index": place} for choice in reply.payload["choices"]]
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            whole["usage"][name] += reply.payload["usage"][name]
+    return Reply(whole, tokens=sum(reply.tokens for reply in replies))
+
+
+def heard_batch(body: Dict[str, Any]) -> str:
+    """Return the text that a batch's directives are read from: the first chat's."""
+    return heard({**body, "messages": (body["messages"] or [[]])[0]})
+
+
+def choices(body: Dict[str, Any], plan: Plan, room: int) -> List[Generation]:
+    """Return what is generated for each choice of a chat."""
     _check_logprobs(body)
     for name in ("max_tokens", "max_completion_tokens"):
         limit = whole(body, name)

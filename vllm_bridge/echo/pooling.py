@@ -64,18 +64,22 @@ def embed(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: Wor
     if not 1 <= dimensions <= size:
         raise plain_bad_request("Model '%s' only supports dimensions in range [1, %d], got %d."
                                 % (identity["model"], size, dimensions))
-    data = [{"index": index, "object": "embedding", "embedding": _encoded(vector(text, dimensions), kind, body)}
+    data = [{"index": index, "object": "embedding", "embedding": encoded(vector(text, dimensions), kind, body)}
             for index, text in enumerate(texts)]
     tokens = sum(max(1, len(pieces(text))) for text in texts)
     return Reply(headed(identity, "list", data=data, usage=usage(tokens, 0)), tokens=1)
 
 
-def _encoded(values: List[float], kind: str, body: Dict[str, Any]) -> Any:
-    if kind == "float":
-        return values
+def encoded(values: List[float], kind: str, body: Dict[str, Any]) -> Any:
+    """Return a vector in the form that is asked for."""
+    return values if kind == "float" else base64.b64encode(packed(values, body)).decode("ascii")
+
+
+def packed(values: List[float], body: Dict[str, Any]) -> bytes:
+    """Return a vector as bytes in the type and order that are asked for."""
     order = ">" if body.get("endianness") == "big" else "<"
     packing = _FORMATS.get(str(body.get("embed_dtype") or "float32"), "f")
-    return base64.b64encode(struct.pack("%s%d%s" % (order, len(values), packing), *values)).decode("ascii")
+    return struct.pack("%s%d%s" % (order, len(values), packing), *values)
 
 
 def heard_rerank(body: Dict[str, Any]) -> str:

@@ -98,6 +98,14 @@ def on_demand(status: int) -> Refusal:
     return Refusal(status, error_payload(status, message, _TYPES.get(status) or phrase(status), None))
 
 
+def as_anthropic(payload: Any) -> Any:
+    """Return an error as /v1/messages words it; what its body's check refuses stays OpenAI's (messages_server_tool)."""
+    error = payload.get("error")
+    if not isinstance(error, dict) or error["type"] == "Bad Request":
+        return payload
+    return {"type": "error", "error": {"type": error["type"], "message": error["message"]}}
+
+
 def phrase(status: int) -> str:
     """Return the reason phrase of a status, ``Error`` for one that has none."""
     try:

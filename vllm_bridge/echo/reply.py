@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 from .directives import Plan
-from .refusal import Refusal, on_demand
+from .refusal import Refusal, as_anthropic, on_demand
 
 DONE = b"data: [DONE]\n\n"
 
@@ -14,16 +14,18 @@ class Reply:
     """One answer: ``payload`` as the body (None for an empty one), or ``events`` as a stream of JSON objects.
 
     ``tokens`` is how many were generated: what a delay per token is multiplied with when nothing is streamed.
-    A ``payload`` beside ``events`` is the error at their end.
+    A ``payload`` beside ``events`` is the error at their end. The events of a ``typed`` stream are named after their
+    types and end without ``[DONE]``.
     """
 
     def __init__(self, payload: Any = None, status: int = 200, headers: Optional[Dict[str, str]] = None,
-                 events: Optional[List[Any]] = None, tokens: int = 0) -> None:
+                 events: Optional[List[Any]] = None, tokens: int = 0, typed: bool = False) -> None:
         self.payload = payload
         self.status = status
         self.headers = dict(headers or {})
         self.events = events
         self.tokens = tokens
+        self.typed = typed
         self.plan = Plan()
 
     @property
@@ -31,6 +33,8 @@ class Reply:
         """The body of an answer that is not streamed; a ``str`` payload is sent as it stands."""
         if self.payload is None:
             return b""
+        if isinstance(self.payload, bytes):
+            return self.payload
         return self.payload.encode("utf-8") if isinstance(self.payload, str) else compact(self.payload)
 
 
@@ -66,11 +70,12 @@ def compact(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def refused(refusal: Refusal, plan: Plan, streaming: bool) -> Reply:
+def refused(refusal: Refusal, plan: Plan, streaming: bool, typed: bool = False) -> Reply:
     """Turn a refusal into the answer that carries it."""
     if refusal.late and streaming:
-        return Reply(refusal.payload, events=[])
-    reply = Reply(refusal.payload, refusal.status, refusal.headers)
+        return Reply(refusal.payload, events=[], typed=typed)
+    payload = as_anthropic(refusal.payload) if typed else refusal.payload
+    reply = Reply(payload, refusal.status, refusal.headers)
     if plan.retry_after is not None:
         reply.headers["retry-after"] = str(plan.retry_after)
     return reply
@@ -120,13 +125,19 @@ def _streamed(reply: Reply, events: List[Any], delay: float, chunk: Callable[[by
             yield delay
             if plan.comments:
                 yield chunk(b": keep-alive\n\n")
-            yield chunk(b"data: " + compact(events[index]) + b"\n\n")
+            yield chunk(_named(events[index], reply.typed) + b"data: " + compact(events[index]) + b"\n\n")
     if plan.die_after is not None and plan.die_after <= len(events):
         yield Mark.CUT
     elif cut > len(events):
         if error is not None:
             # vLLM prints these with spaces and ASCII escapes (s_err_logit_bias_bad).
-            yield chunk(b"data: " + json.dumps(error).encode("ascii") + b"\n\n")
+            error = as_anthropic(error) if reply.typed else error
+            yield chunk(_named(error, reply.typed) + b"data: " + json.dumps(error).encode("ascii") + b"\n\n")
         yield Mark.GENERATED
-        yield chunk(DONE)
+        if not reply.typed:
+            yield chunk(DONE)
     yield Mark.GENERATED
+
+
+def _named(event: Any, typed: bool) -> bytes:
+    return b"event: %s\n" % event["type"].encode("ascii") if typed else b""

@@ -5,8 +5,9 @@ from typing import Any, Callable, Container, Dict, Iterable, List, Optional
 
 from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
-from ..errors import APIStatusError, NotFoundError, UnsupportedOperationError
+from ..errors import APIStatusError, BadRequestError, BridgeError, NotFoundError, UnsupportedOperationError
 from ..http1.head import ProtocolError
+from ..operations.calls import MESSAGES
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer, Request
 from ..server.wsgi import respond
@@ -45,6 +46,7 @@ _LISTED_WITHIN = 1.8  # seconds that the servers have to name their models
 _READY_WITHIN = 2.0  # seconds that a server has to say that it is there
 _FALSE = frozenset(("", "0", "f", "false", "n", "no", "off"))
 _MOST_FALLBACKS = 10
+_HEARD = frozenset(("transcription", "translation"))
 _COUNTED = frozenset(OPERATIONS) | {"list_models"}
 _PINS = {"x-bf-api-key-id": "key_id", "x-bf-api-key": "key_name"}  # headers by which a client chooses a server's key
 
@@ -57,7 +59,7 @@ class Gateway:
     """
 
     # They are answered however much there is.
-    probes: Container[str] = frozenset(("/health", "/ready", "/metrics", "/version"))
+    probes: Container[str] = frozenset(("/health", "/ready", "/metrics", "/version", "/load"))
 
     def __init__(
         self, settings: Settings, provider: Optional[BaseOpenAIProvider] = None, journal: Optional[Journal] = None
@@ -80,8 +82,8 @@ class Gateway:
         self._errors = Errors(self._redaction, self.provider.name, servers)
         self._handlers: Dict[str, Callable[[Request, Entry], Answer]] = {
             "operation": self._operation, "form": self._form, "models": self._models, "model": self._model,
-            "messages": self._messages, "health": self._health, "ready": self._ready, "metrics": self._metrics,
-            "version": self._version, "unsupported": self._unsupported,
+            "query": self._query, "elsewhere": self._elsewhere, "load": self._load, "health": self._health,
+            "ready": self._ready, "metrics": self._metrics, "version": self._version, "unsupported": self._unsupported,
         }
 
     def close(self) -> None:
@@ -201,6 +203,18 @@ class Gateway:
             return self._carry_out(request, entry, operation, _unwrapped(body), None)
         return self._carry_out(request, entry, operation, body, data)
 
+    def _elsewhere(self, request: Request, entry: Entry) -> Answer:
+        """Carry out what only other servers than vLLM have; a request that cannot be sent gets vLLM's answer."""
+        try:
+            return self._operation(request, entry)
+        except BadRequestError as error:
+            if error.url is not None:
+                raise
+        return self._unsupported(request, entry)
+
+    def _query(self, request: Request, entry: Entry) -> Answer:
+        return self._carry_out(request, entry, OPERATIONS[entry.operation], _fields(request.query), None)
+
     def _form(self, request: Request, entry: Entry) -> Answer:
         if "content-encoding" in request.fields:
             _check_coding(request)
@@ -223,9 +237,7 @@ class Gateway:
         asked_for = body.get("model")
         if asked_for is not None and not isinstance(asked_for, str):
             raise invalid("model must be a string", "model")
-        model = self._bare(asked_for or "")
-        if not model:
-            raise invalid("model is required", "model")
+        model = self._bare(asked_for or "") or self._only_model(operation)
         operation.check(body)
         body["model"] = entry.model = model
         others: List[str] = []
@@ -245,15 +257,26 @@ class Gateway:
             return Answer(200, _STREAM, Streamed(request, entry, self._errors, models, operation.stream))
         answer = models.carry_out(operation.answer) if others else operation.answer(asked)
         answer.fields = self._redaction.fields(self._headers.down(answer.fields))
-        if operation.name == "transcription" and body.get("response_format") in ("text", "srt", "vtt"):
+        if operation.name in _HEARD and body.get("response_format") in ("text", "srt", "vtt"):
             return _transcript(answer)
         return answer
+
+    def _only_model(self, operation: Operation) -> str:
+        """Return the model that is meant where none is named, as vLLM's clients of some operations do."""
+        if operation.without_model:
+            found = self.provider.with_options(timeout=_READY_WITHIN).list_models()
+            names = [str(model.get("id")) for model in found["data"]]
+            if len(names) == 1 or (names and "key_statuses" not in found):
+                return names[0]
+        raise invalid("model is required", "model")
 
     def _provider_for(self, request: Request, entry: Entry) -> BaseOpenAIProvider:
         """Return the provider for one request: who waits for it, where it is noted, the headers that are passed on."""
         fields = request.fields
         headers = {"X-Request-Id": entry.id}
         self._headers.up(fields, headers)
+        if entry.operation in MESSAGES:
+            headers.update((name, value) for name, value in fields.items() if name.startswith("anthropic-"))
         provider = self._provider
         if not _PINS.keys().isdisjoint(fields):
             pins: Dict[str, Any] = {_PINS[name]: fields[name] for name in _PINS if name in fields}
@@ -285,13 +308,22 @@ class Gateway:
         return found
 
     def _models(self, request: Request, entry: Entry) -> Answer:
-        return _json(200, self._listed(request, entry))
+        found = self._listed(request, entry)
+        if entry.anthropic:
+            from ..api import messages
+
+            return _json(200, messages.models(found["data"], _fields(request.query)))
+        return _json(200, found)
 
     def _model(self, request: Request, entry: Entry) -> Answer:
         asked_for = find(request.method, request.path).rest
         name = self.settings.model_prefix + self._bare(asked_for)
         for model in self._listed(request, entry)["data"]:
             if model["id"] == name:
+                if entry.anthropic:
+                    from ..api import messages
+
+                    model = messages.model(model)
                 return _json(200, model)
         raise NotFoundError(
             "The model `%s` does not exist." % asked_for, type="NotFoundError", param="model", code="model_not_found"
@@ -313,17 +345,27 @@ class Gateway:
         return Answer(200, [("Content-Type", metrics.CONTENT_TYPE)], self.journal.text())
 
     def _version(self, request: Request, entry: Entry) -> Answer:
-        return _json(200, {"version": __version__})
+        return _json(200, {"version": __version__, "servers": self._of_each("/version", entry)})
+
+    def _load(self, request: Request, entry: Entry) -> Answer:
+        return _json(200, {"servers": self._of_each("/load", entry)})
+
+    def _of_each(self, path: str, entry: Entry) -> Dict[str, Any]:
+        """Return what each server answers, or why it does not, by the name of its key."""
+        provider = self.provider.with_options(timeout=_READY_WITHIN, deadline=_READY_WITHIN)
+        return {
+            name: self._errors.payload(entry, found)[1] if isinstance(found, BridgeError) else found
+            for name, found in provider.of_each(path).items()
+        }
 
     def _unsupported(self, request: Request, entry: Entry) -> Answer:
-        getattr(self.provider, entry.operation)()
-        raise AssertionError("%s is not unsupported" % entry.operation)
+        raise UnsupportedOperationError("%s is not supported by %s provider" % (entry.operation, self.provider.name))
 
-    def _messages(self, request: Request, entry: Entry) -> Answer:
-        raise UnsupportedOperationError(
-            "this gateway does not translate Anthropic's API, and vLLM speaks it itself: set ANTHROPIC_BASE_URL to the "
-            "address of the vLLM server"
-        )
+
+def _fields(query: str) -> Dict[str, Any]:
+    from urllib.parse import parse_qsl
+
+    return dict(parse_qsl(query))
 
 
 def _json(status: int, payload: Dict[str, Any]) -> Answer:

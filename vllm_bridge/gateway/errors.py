@@ -141,12 +141,18 @@ class Errors:
             fields.append(("WWW-Authenticate", "Bearer"))
         if isinstance(error, UnsupportedOperationError):
             payload["extra_fields"] = {"provider": self._provider_name, "request_type": entry.operation}
-        if entry.operation == "messages":
-            payload["type"] = "error"  # as Anthropic's clients expect it
         return Answer(status, fields, to_json(payload))
 
     def payload(self, entry: Entry, error: BridgeError) -> Tuple[int, Dict[str, Any]]:
         """Return the status and the payload that tell a client of an error, and log what the operator has to know."""
+        status, payload = self._payload(entry, error)
+        if entry.anthropic:
+            from ..api.messages import error as as_anthropic
+
+            payload = as_anthropic(status, payload["error"]["message"], entry.id)
+        return status, payload
+
+    def _payload(self, entry: Entry, error: BridgeError) -> Tuple[int, Dict[str, Any]]:
         self.note(entry, error)
         redirected = error.status_code is not None and 300 <= error.status_code < 400
         if redirected or isinstance(error, (APIConnectionError, IncompleteStreamError)) and error.code not in _KEPT:

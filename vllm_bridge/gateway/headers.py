@@ -39,7 +39,7 @@ _IDENTITY = Patterns((
 
 # Rate limits (OpenAI's and the IETF's names) and what vLLM and OpenAI tell of an answer.
 _DOWN = (
-    "x-ratelimit-* ratelimit ratelimit-* retry-after retry-after-ms openai-* x-vllm-* endpoint-load-metrics"
+    "x-ratelimit-* ratelimit ratelimit-* retry-after retry-after-ms openai-* x-vllm-* endpoint-load-metrics metadata"
 ).split()
 # What belongs to the gateway's own connection and answer.
 OURS_DOWN = Patterns([*HOP_BY_HOP, *(

@@ -35,6 +35,7 @@ class Entry:
         self.client = request.client
         self.method = request.method
         self.path = request.path
+        self._version = request.fields.get("anthropic-version")
         self.trace = Trace()
         self.started = time.monotonic()
         self.ended = 0.0
@@ -45,6 +46,11 @@ class Entry:
         self.fallbacks = 0
         self.refused_by: Optional[str] = None  # the server that refused the gateway's key
         self.counted = False  # in the metrics
+
+    @property
+    def anthropic(self) -> bool:
+        """Whether the client speaks Anthropic's API."""
+        return self._version is not None or "/v1/messages" in self.path or self.path.startswith("/anthropic/")
 
 
 class Journal:

@@ -52,11 +52,12 @@ class Operation(NamedTuple):
     """An operation: its fields of which one must be there, and the two ways to carry it out."""
 
     name: str
-    required: Tuple[str, ...]
+    required: Tuple[str, ...]  # none: the server says itself what is missing
     missing: str
     answer: Callable[[Asked], Answer]
     stream: Optional[Callable[[Asked], Opened]] = None
     passes: bool = False  # nothing of its main field has to be looked at, so that need not be parsed
+    without_model: bool = False  # may be asked for without a model, where all servers have the same one
 
     def check(self, body: Body) -> None:
         """Raise `BadRequestError` for a request that lacks its main field."""
@@ -64,7 +65,8 @@ class Operation(NamedTuple):
             value = body.get(name)
             if value is not None and value != []:
                 return
-        raise invalid(self.missing, self.required[0])
+        if self.required:
+            raise invalid(self.missing, self.required[0])
 
 
 # ---------------------------------------------------------------- whole replies
@@ -105,11 +107,22 @@ def _forwarded_stream(operation: str) -> Callable[[Asked], Opened]:
     return lambda asked: Opened(asked.provider.forward_stream(operation, asked.body, asked.data))
 
 
-class _Transcript(Opened):
-    """Events of a transcription, as objects."""
+class _Messages(Opened):
+    """Events of Anthropic's Messages API."""
 
     def __init__(self, asked: Asked) -> None:
-        super().__init__(asked.provider.transcription_stream(**asked.body))
+        super().__init__(asked.provider.forward_stream("messages", asked.body, asked.data))
+
+    def failure(self, error: Body) -> bytes:
+        """Return the API's own event for an error."""
+        return encode(to_json({"type": "error", "error": error}).decode("ascii"), "error")
+
+
+class _Transcript(Opened):
+    """Events of a transcription or a translation, as objects."""
+
+    def __init__(self, stream: Stream[Any]) -> None:
+        super().__init__(stream)
         self.blocks = self._printed()
 
     def _printed(self) -> Iterator[bytes]:
@@ -172,6 +185,16 @@ OPERATIONS: Dict[str, Operation] = {
         Operation("rerank", ("query",), "query is required for rerank, and must not be blank", _record("rerank")),
         Operation("responses", ("input",), "input is required for responses",
                   _forwarded("responses"), _Typed),
-        Operation("transcription", ("file",), "file is required", _record("transcription"), _Transcript),
+        Operation("transcription", ("file",), "file is required", _record("transcription"),
+                  lambda asked: _Transcript(asked.provider.transcription_stream(**asked.body))),
+        Operation("translation", ("file",), "file is required", _record("translation"),
+                  lambda asked: _Transcript(asked.provider.translation_stream(**asked.body))),
+        Operation("messages", (), "", _forwarded("messages"), _Messages),
+        *(Operation(name, (), "", _forwarded(name)) for name in (
+            "count_tokens", "chat_completion_batch", "decision", "generative_scoring", "score", "classify", "pooling",
+            "embed", "speech", "image_generation",
+        )),
+        *(Operation(name, (), "", _forwarded(name), without_model=True) for name in ("tokenize", "detokenize")),
+        Operation("tokenizer_info", (), "", _record("tokenizer_info"), without_model=True),
     )
 }

@@ -33,23 +33,40 @@ _SERVED: Tuple[Route, ...] = (
     Route("POST", "/v1/rerank", "operation", "rerank"),
     Route("POST", "/rerank", "operation", "rerank"),
     Route("POST", "/v1/responses", "operation", "responses"),
+    Route("POST", "/v2/rerank", "operation", "rerank"),
     Route("POST", "/v1/audio/transcriptions", "form", "transcription"),
+    Route("POST", "/v1/audio/translations", "form", "translation"),
+    Route("POST", "/v1/audio/speech", "elsewhere", "speech"),
+    Route("POST", "/v1/images/generations", "elsewhere", "image_generation"),
+    Route("POST", "/v1/chat/completions/batch", "operation", "chat_completion_batch"),
+    Route("POST", "/tokenize", "operation", "tokenize"),
+    Route("POST", "/detokenize", "operation", "detokenize"),
+    Route("GET", "/tokenizer_info", "query", "tokenizer_info"),
+    Route("POST", "/v1/score", "operation", "score"),
+    Route("POST", "/score", "operation", "score"),
+    Route("POST", "/classify", "operation", "classify"),
+    Route("POST", "/pooling", "operation", "pooling"),
+    Route("POST", "/v2/embed", "operation", "embed"),
+    Route("POST", "/v1/systemone", "operation", "decision"),
+    Route("POST", "/v1/decisions", "operation", "decision"),
+    Route("POST", "/generative_scoring", "operation", "generative_scoring"),
     Route("GET", "/v1/models", "models", "list_models"),
     Route("GET", "/v1/models/{*}", "model", "list_models"),
-    Route("POST", "/v1/messages", "messages", "messages"),
-    Route("POST", "/v1/messages/count_tokens", "messages", "messages"),
-    Route("POST", "/anthropic/v1/messages", "messages", "messages"),
-    Route("POST", "/anthropic/v1/messages/count_tokens", "messages", "messages"),
+    Route("POST", "/v1/messages", "operation", "messages"),
+    Route("POST", "/v1/messages/count_tokens", "operation", "count_tokens"),
+    Route("POST", "/anthropic/v1/messages", "operation", "messages"),
+    Route("POST", "/anthropic/v1/messages/count_tokens", "operation", "count_tokens"),
+    Route("GET", "/anthropic/v1/models", "models", "list_models"),
+    Route("GET", "/anthropic/v1/models/{*}", "model", "list_models"),
     Route("GET", "/health", "health", "health", True),
     Route("GET", "/ready", "ready", "ready"),
     Route("GET", "/metrics", "metrics", "metrics"),
     Route("GET", "/version", "version", "version"),
+    Route("GET", "/load", "load", "load"),
 )
 
 # Routes of OpenAI's API and of gateways like it that vLLM has no operation for, and the operation that each would be.
 _UNSUPPORTED: Tuple[Tuple[str, str, str], ...] = (
-    ("POST", "/v1/audio/speech", "speech"),
-    ("POST", "/v1/images/generations", "image_generation"),
     ("POST", "/v1/images/edits", "image_edit"),
     ("POST", "/v1/images/variations", "image_variation"),
     ("POST", "/v1/ocr", "ocr"),
@@ -88,7 +105,7 @@ ROUTES: Tuple[Route, ...] = _SERVED + tuple(
 )
 
 # Without a prefix of their own: asked of the gateway itself, not by a client of an API.
-_BARE: FrozenSet[str] = frozenset(("/health", "/ready", "/metrics", "/version"))
+_BARE: FrozenSet[str] = frozenset(("/health", "/ready", "/metrics", "/version", "/load"))
 
 
 def _paths(path: str) -> List[str]:

@@ -31,7 +31,8 @@ _OTHERS = frozenset((
     "mcp_agent_depth mcp_tool_execution_timeout prometheus_labels required_headers whitelisted_routes"
 ).split())
 _RENAMED = {"allowed_origins": "allowed_origin", "api_keys": "api_key", "max_request_body_size_mb": "max_body_mb",
-            "upstreams": "upstream", "allowed_hosts": "allowed_host", "allowed_headers": "allowed_header",
+            "upstreams": "upstream", "aliases": "alias",
+            "allowed_hosts": "allowed_host", "allowed_headers": "allowed_header",
             "passed_headers": "passed_header"}
 
 
@@ -66,6 +67,13 @@ def _header_name(ours: Patterns) -> Callable[[Any, str], str]:
         return name
 
     return check
+
+
+def _alias(value: Any, path: str) -> Tuple[str, str]:
+    name, _, model = _text(value, path).partition("=")
+    if not name.strip() or not model.strip():
+        raise validate.wrong(path, "NAME=MODEL", value)
+    return name.strip(), model.strip()
 
 
 def _number(value: Any, path: str) -> float:
@@ -131,6 +139,8 @@ SETTINGS: Tuple[Setting, ...] = (
             many=True),
     Setting("upstream_key", _text, None, "KEY", "API key for the servers given by --upstream; the process list shows "
             "it, the environment (VLLM_BRIDGE_UPSTREAM_KEY) and the config file do not", secret=True),
+    Setting("alias", _alias, (), "NAME=MODEL", "another name for a model; a * in it stands for anything, as in "
+            "claude-*=Qwen/Qwen3-Coder; may be given several times", many=True),
     Setting("api_key", _text, (), "KEY", "API key that clients must send; may be given several times; the process "
             "list shows it, --api-key-file and the environment (VLLM_BRIDGE_API_KEY) do not", many=True, secret=True),
     Setting("api_key_file", _text, None, "FILE", "file with such keys, one a line"),
@@ -385,4 +395,9 @@ def _provider(provider: Optional[ProviderConfig], given: _Given, environ: Mappin
             raise ConfigError("%s: the servers of the config file have keys of their own; put it there"
                               % given["upstream_key"][0])
         changes["keys"] = [Key(given["upstream_key"][1], path=given["upstream_key"][0], environ=environ)]
-    return config.replace(**changes) if changes else config
+    config = config.replace(**changes) if changes else config
+    if "alias" in given:
+        aliases = dict(given["alias"][1])
+        keys = [key.replace(aliases={**aliases, **key.aliases}) for key in config.resolved_keys(environ)]
+        config = config.replace(keys=keys)
+    return config

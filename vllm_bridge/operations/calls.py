@@ -13,7 +13,7 @@ from ..client.stream import Reader, Stream
 from ..config.settings import ProviderConfig
 from ..errors import APIStatusError, BadRequestError, BridgeError, ConfigError
 
-__all__ = ["Calls", "PATHS", "USUAL"]
+__all__ = ["Calls", "ELSEWHERE", "MESSAGES", "OTHER_PATHS", "PATHS", "USUAL"]
 
 PATHS = {
     "chat_completion": "/v1/chat/completions",
@@ -22,11 +22,34 @@ PATHS = {
     "rerank": "/v1/rerank",
     "transcription": "/v1/audio/transcriptions",
     "responses": "/v1/responses",
+    "chat_completion_batch": "/v1/chat/completions/batch",
+    "messages": "/v1/messages",
+    "count_tokens": "/v1/messages/count_tokens",
+    "decision": "/v1/systemone",
+    "generative_scoring": "/generative_scoring",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
+    "tokenizer_info": "/tokenizer_info",
+    "score": "/v1/score",
+    "classify": "/classify",
+    "pooling": "/pooling",
+    "embed": "/v2/embed",
+    "translation": "/v1/audio/translations",
+    "speech": "/v1/audio/speech",
+    "image_generation": "/v1/images/generations",
 }
+ELSEWHERE = frozenset(("speech", "image_generation"))  # routes of servers such as vLLM-Omni
+MESSAGES = frozenset(("messages", "messages_stream", "count_tokens"))
+# Where other servers, or other versions of vLLM, have the same.
+OTHER_PATHS = {"rerank": "/rerank", "score": "/score", "decision": "/v1/decisions"}
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 Self = TypeVar("Self", bound="Calls")
+
+_ALSO_STREAMED = frozenset((
+    "chat_completion", "text_completion", "responses", "transcription", "translation", "messages",
+))
 
 # Names that need no look: those of most calls.
 USUAL = frozenset((
@@ -90,12 +113,14 @@ class Calls:
             del body["model"]
             if wire.get("model") is not None:
                 body["model"] = wire["model"]
-        if operation in ("chat_completion_stream", "text_completion_stream"):
+        if operation == "messages_stream":
+            body["stream"] = True
+        elif operation in ("chat_completion_stream", "text_completion_stream"):
             body["stream"] = True
             options = body.get("stream_options", {})
             if type(options) is dict or isinstance(options, Mapping):  # the second is slow
                 body["stream_options"] = {"include_usage": True, **options}
-        elif body.get("stream") and operation in ("chat_completion", "text_completion", "responses", "transcription"):
+        elif body.get("stream") and operation in _ALSO_STREAMED:
             raise BadRequestError("%s cannot stream; call %s_stream" % (operation, operation), param="stream")
         prepare = self._prepare.get(operation)
         return body if prepare is None else prepare(body)
@@ -125,7 +150,7 @@ class Calls:
         except APIStatusError as error:
             raise self._explained(operation, error) from None
 
-    def _explained(self, operation: str, error: APIStatusError) -> APIStatusError:
+    def _explained(self, operation: str, error: APIStatusError) -> BridgeError:
         """Return an error with what this kind of server means by it."""
         return error
 

@@ -13,13 +13,15 @@ from .described import TRANSFER, described
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ..api.parameters import ChatCompletionRequest, CompletionRequest, ResponsesRequest
+    from ..api.parameters import ChatBatchRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest
 
 __all__ = ["Generation"]
 
 _CHAT = """Chat: ``messages`` (objects with ``role`` and ``content``), ``model``, ``tools``, ``tool_choice``,
     ``parallel_tool_calls``, ``reasoning_effort``, ``include_reasoning``, ``max_completion_tokens``, ``logprobs`` (true)
     with ``top_logprobs`` (a number), ``return_prompt_text``."""
+_BATCH = """Chats: ``messages`` (lists of messages), ``model``, ``tool_choice``, ``include_reasoning``,
+    ``max_completion_tokens``, ``logprobs`` (true) with ``top_logprobs`` (a number)."""
 _CHAT_ONLY_OPENAI = """Nor upon: ``audio``, ``function_call``, ``functions``, ``modalities``, ``prediction``,
     ``verbosity``, ``web_search_options``."""
 _TEXT = """Text: ``prompt`` (a string, strings, token ids, lists of them), ``prompt_embeds`` (base64), ``model``,
@@ -65,6 +67,19 @@ class Generation(Calls):
     def _chunks(self, body: Dict[str, Any]) -> Stream[ChatCompletionChunk]:
         count = completions.expected_choices(body)
         return self._stream("chat_completion", body, body.get("model"), lambda: ChatChunks(count))
+
+    @described(_BATCH, *GENERATING, TEMPLATED, MEDIA, OBSERVED)
+    def chat_completion_batch(self, /, **wire: "Unpack[ChatBatchRequest]") -> ChatCompletion:
+        """Complete several chats at once, without tools: POST /v1/chat/completions/batch.
+
+        ``choices[i]`` is the answer to ``messages[i]``.
+
+        >>> chats = [[{"role": "user", "content": text}] for text in ("Hi", "Bye")]
+        >>> [choice.message.content for choice in vllm.chat_completion_batch(model="echo", messages=chats).choices]
+        ['You said: Hi', 'You said: Bye']
+        """
+        call, body = self._asked("chat_completion_batch", wire)
+        return call._record(ChatCompletion, "chat_completion_batch", body)
 
     @described(*_ALL_TEXT)
     def text_completion(self, /, **wire: "Unpack[CompletionRequest]") -> Completion:

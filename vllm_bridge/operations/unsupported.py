@@ -7,11 +7,11 @@ from ..errors import UnsupportedOperationError
 __all__ = ["Unsupported", "unsupported"]
 
 
-def unsupported(operation: str) -> Callable[..., Any]:
+def unsupported(operation: str, instead: str = "") -> Callable[..., Any]:
     """Return a method for an operation that the server does not have; it never touches the network."""
 
     def refuse(self: Any, /, *args: Any, **wire: Any) -> Any:
-        raise UnsupportedOperationError("%s is not supported by %s provider" % (operation, self.name))
+        raise UnsupportedOperationError("%s is not supported by %s provider%s" % (operation, self.name, instead))
 
     refuse.__name__ = operation
     refuse.__doc__ = _DOC
@@ -27,9 +27,7 @@ class Unsupported:
     def __dir__(self) -> List[str]:
         return [name for name in super().__dir__() if getattr(getattr(type(self), name, None), "__doc__", "") != _DOC]
 
-    speech = unsupported("speech")
     speech_stream = unsupported("speech_stream")
-    image_generation = unsupported("image_generation")
     image_generation_stream = unsupported("image_generation_stream")
     image_edit = unsupported("image_edit")
     image_edit_stream = unsupported("image_edit_stream")
@@ -62,6 +60,5 @@ class Unsupported:
     container_file_content = unsupported("container_file_content")
     container_file_delete = unsupported("container_file_delete")
     compaction = unsupported("compaction")
-    count_tokens = unsupported("count_tokens")
-    passthrough = unsupported("passthrough")
-    passthrough_stream = unsupported("passthrough_stream")
+    passthrough = unsupported("passthrough", "; write vllm.request(method, path, json=...)")
+    passthrough_stream = unsupported("passthrough_stream", "; write vllm.stream_request(method, path, json=...)")

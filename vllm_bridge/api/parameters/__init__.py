@@ -4,26 +4,50 @@ For type checkers, ``help()`` and warnings of a misspelt name: no call needs the
 takes beside them goes through all the same, for type checkers in ``extra_body``.
 """
 
-from .audio import TranscriptionRequest
-from .generation import ChatCompletionRequest, CompletionRequest, ResponsesRequest
+from .anthropic import CountTokensRequest, MessagesRequest
+from .audio import TranscriptionRequest, TranslationRequest
+from .generation import ChatBatchRequest, ChatCompletionRequest, CompletionRequest, ResponsesRequest
 from .messages import ContentPart, Function, FunctionCall, Message, Tool, ToolCall, ToolChoice
-from .pooling import EmbeddingRequest, RerankRequest
+from .pooling import (
+    ClassifyRequest,
+    DecisionRequest,
+    EmbeddingRequest,
+    EmbedRequest,
+    GenerativeScoringRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+)
 from .settings import CallSettings, Extra
+from .tokens import DetokenizeRequest, TokenizeRequest, TokenizerInfoRequest
 
 __all__ = [
     "CallSettings",
+    "ChatBatchRequest",
     "ChatCompletionRequest",
+    "ClassifyRequest",
     "CompletionRequest",
     "ContentPart",
+    "CountTokensRequest",
+    "DecisionRequest",
+    "DetokenizeRequest",
+    "EmbedRequest",
     "EmbeddingRequest",
     "Extra",
     "Function",
     "FunctionCall",
+    "GenerativeScoringRequest",
     "Message",
+    "MessagesRequest",
+    "PoolingRequest",
     "RerankRequest",
     "ResponsesRequest",
+    "ScoreRequest",
+    "TokenizeRequest",
+    "TokenizerInfoRequest",
     "Tool",
     "ToolCall",
     "ToolChoice",
     "TranscriptionRequest",
+    "TranslationRequest",
 ]

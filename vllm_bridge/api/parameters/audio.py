@@ -5,7 +5,7 @@ from typing import IO, TYPE_CHECKING, Any, List, Literal, Mapping, Optional, Tup
 
 from .settings import Extra
 
-__all__ = ["Spoken", "TranscriptionRequest"]
+__all__ = ["Spoken", "TranscriptionRequest", "TranslationRequest"]
 
 if TYPE_CHECKING:
     PathLike = os.PathLike[str]
@@ -44,6 +44,12 @@ class Spoken(_File, Extra, total=False):
     stream_include_usage: Optional[bool]
     stream_continuous_usage_stats: Optional[bool]
     vllm_xargs: Optional[Mapping[str, Any]]
+
+
+class TranslationRequest(Spoken, total=False):
+    """POST /v1/audio/translations."""
+
+    response_format: Optional[Literal["json", "text", "srt", "verbose_json", "vtt"]]
 
 
 class TranscriptionRequest(Spoken, total=False):

@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterable, List, Literal, Mapping, Optional, TypedD
 from .messages import AnyMessage, Tool, ToolChoice
 from .settings import Extra, Observed, Scheduling, Transfer
 
-__all__ = ["ChatCompletionRequest", "CompletionRequest", "ResponsesRequest"]
+__all__ = ["ChatBatchRequest", "ChatCompletionRequest", "CompletionRequest", "ResponsesRequest"]
 
 
 class Sampling(TypedDict, total=False):
@@ -107,6 +107,20 @@ class ChatCompletionRequest(_Messages, Completing, Templated, Observed, total=Fa
     prediction: Optional[Mapping[str, Any]]
     verbosity: Optional[str]
     web_search_options: Optional[Mapping[str, Any]]
+
+
+class _Conversations(TypedDict):
+    messages: Iterable[Iterable[AnyMessage]]
+
+
+class ChatBatchRequest(_Conversations, Completing, Templated, Observed, total=False):
+    """POST /v1/chat/completions/batch."""
+
+    tool_choice: Optional[ToolChoice]
+    max_completion_tokens: Optional[int]
+    include_reasoning: Optional[bool]
+    logprobs: Optional[bool]
+    top_logprobs: Optional[int]
 
 
 class CompletionRequest(Completing, total=False):
