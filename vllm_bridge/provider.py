@@ -154,16 +154,18 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         given.update(given.pop("unknown"))
         return self._with({name: value for name, value in given.items() if value is not UNSET})
 
-    def for_request(self: Self, client: Client, trace: Trace, headers: Dict[str, str]) -> Self:
+    def for_request(self: Self, client: Client, trace: Trace, request_id: str, headers: Dict[str, str]) -> Self:
         """Return a copy for one request of a gateway; its `headers` are such as HTTP allows, and win over all others.
 
-        `client` and `trace` are those of `with_options`.
+        `client` and `trace` are those of `with_options`; `request_id` is the ``X-Request-Id``.
         """
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        if self._options.headers:
+        other.__dict__ = dict(self.__dict__)
+        if headers:
             headers = joined(self._options.headers, headers)
-        other._options = self._options.replaced({"client": client, "trace": trace, "headers": headers})
+        other._options = self._options.replaced({
+            "client": client, "trace": trace, "request_id": request_id, "headers": headers or self._options.headers,
+        })
         return other
 
     def __copy__(self: Self) -> Self:
@@ -304,7 +306,7 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         if streams and "stream_options" not in body:
             body = {**body, "stream_options": _USAGE}
             data = b'{"stream_options":{"include_usage":true},' + data[1:]
-        if not any([mark in data for mark in self._marks]) and (not streams or body["stream_options"] == _USAGE):
+        if max(map(data.rfind, self._marks)) < 0 and (not streams or body["stream_options"] == _USAGE):
             return Written(body, data)
         return as_written(self._body(operation, dict(body)), body, data)
 

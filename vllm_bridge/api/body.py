@@ -178,7 +178,10 @@ def read_object(data: bytes, limit: Optional[int] = None) -> Dict[str, Any]:
         if not _plain(data):
             data = data.decode(json.detect_encoding(data)).encode("utf-8")
         _check(data, limit)
-        body = _strictly(data.decode("utf-8"))
+        text = data.decode("utf-8").strip(" \t\r\n")
+        body, end = _STRICT.raw_decode(text)
+        if end != len(text):
+            _STRICT.decode(text)  # which says what is wrong
     except RecursionError:
         raise _invalid("the JSON is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -211,9 +214,9 @@ def _no_number(name: str) -> float:
     raise ValueError("%s is no JSON number" % name)
 
 
-_strictly = json.JSONDecoder(
+_STRICT = json.JSONDecoder(
     parse_float=_finite, parse_constant=_no_number, parse_int=None if hasattr(sys, "set_int_max_str_digits") else _short
-).decode
+)
 
 
 def _check(data: bytes, limit: Optional[int]) -> None:
@@ -313,7 +316,7 @@ def _value(data: bytes, start: int, end: int) -> Any:
         return ...
     value = data[start:end]
     _check(value, None)
-    return _strictly(value.decode("utf-8"))
+    return _STRICT.decode(value.decode("utf-8"))
 
 
 def _end(data: bytes, at: int) -> Optional[int]:

@@ -243,7 +243,9 @@ class Caller:
             headers["Cache-Control"] = "no-cache"
         if options.headers:
             headers = joined(headers, options.headers)
-        if _REQUEST_ID not in headers:
+        if options.request_id is not None:
+            headers[_REQUEST_ID] = options.request_id
+        elif _REQUEST_ID not in headers:
             headers[_REQUEST_ID] = "%032x" % random.getrandbits(128)
         return Call(
             method, "%s%s%s" % (key.url, path, options.query), headers, body, options.timeout, deadline, options.cancel,
@@ -268,7 +270,8 @@ def _check(reply: Reply) -> None:
     """Raise the error that a 200 holds."""
     # vLLM's JSON never spaces or escapes a key, and an error's object begins with it.
     body = reply.body if len(reply.body) < 65536 else reply.body[:1024]
-    if body.find(b'"error"') >= 0 or body.find(b'"detail"') >= 0:  # on bytes `in` takes twice as long
+    # To find nothing takes rfind a third of the time of find, and of `in`.
+    if body.rfind(b'"error"') >= 0 or body.rfind(b'"detail"') >= 0:
         try:
             payload = decode(reply.body)
         except BridgeError:

@@ -69,6 +69,7 @@ class Options:
     client: Client = None
     session: Any = None
     direct: bool = False
+    request_id: Optional[str] = None  # before any among the headers
     query: str = ""  # of every URL, with its question mark
     keep_alive_interval: Optional[float] = None
     verbatim: bool = False
@@ -104,7 +105,7 @@ class Options:
     def replaced(self, state: Dict[str, Any]) -> "Options":
         """Return these settings with others in their place that need no look at them."""
         other = object.__new__(Options)
-        other.__dict__.update(self.__dict__, **state)
+        other.__dict__ = {**self.__dict__, **state}
         return other
 
     def __repr__(self) -> str:

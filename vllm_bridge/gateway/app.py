@@ -123,7 +123,8 @@ class Gateway:
                 if route.operation in _COUNTED:
                     self.journal.begin(entry)
                 answer = self._handlers[route.handler](request, entry)
-                self._errors.check(entry, answer)
+                if self._redaction.secrets:
+                    self._errors.check(entry, answer)
         except ProtocolError as error:
             answer = self._errors.answer(entry, refusal(error.status, error.message))
         except Exception as error:
@@ -238,7 +239,8 @@ class Gateway:
         if asked_for is not None and not isinstance(asked_for, str):
             raise invalid("model must be a string", "model")
         model = self._bare(asked_for or "") or self._only_model(operation)
-        operation.check(body)
+        if not body.get(operation.required[0]):
+            operation.check(body)
         body["model"] = entry.model = model
         others: List[str] = []
         if "fallbacks" in body:
@@ -252,10 +254,13 @@ class Gateway:
         asked = Asked(
             self._provider_for(request, entry), body, data, entry.trace, partial(self._errors.words, entry)
         )
-        models = Models(entry, asked, others, self._errors)
         if body.get("stream") and operation.stream is not None:
+            models = Models(entry, asked, others, self._errors)
             return Answer(200, _STREAM, Streamed(request, entry, self._errors, models, operation.stream))
-        answer = models.carry_out(operation.answer) if others else operation.answer(asked)
+        if others:
+            answer = Models(entry, asked, others, self._errors).carry_out(operation.answer)
+        else:
+            answer = operation.answer(asked)
         answer.fields = self._redaction.fields(self._headers.down(answer.fields))
         if operation.name in _HEARD and body.get("response_format") in ("text", "srt", "vtt"):
             return _transcript(answer)
@@ -273,7 +278,7 @@ class Gateway:
     def _provider_for(self, request: Request, entry: Entry) -> BaseOpenAIProvider:
         """Return the provider for one request: who waits for it, where it is noted, the headers that are passed on."""
         fields = request.fields
-        headers = {"X-Request-Id": entry.id}
+        headers: Dict[str, str] = {}
         self._headers.up(fields, headers)
         if entry.operation in MESSAGES:
             headers.update((name, value) for name, value in fields.items() if name.startswith("anthropic-"))
@@ -281,7 +286,7 @@ class Gateway:
         if not _PINS.keys().isdisjoint(fields):
             pins: Dict[str, Any] = {_PINS[name]: fields[name] for name in _PINS if name in fields}
             provider = provider.with_options(**pins)
-        return provider.for_request(request.gone, entry.trace, headers)
+        return provider.for_request(request.gone, entry.trace, entry.id, headers)
 
     # ------------------------------------------------------------ models
 
