@@ -1,6 +1,6 @@
 """What the attempts of one call have shown: of the servers, for the calls that come, and whether there is another."""
 
-from typing import FrozenSet, Optional
+from typing import FrozenSet, List, Optional, Tuple
 
 from ..config.redaction import one_line
 from ..config.settings import Key, NetworkConfig
@@ -26,6 +26,7 @@ class Attempts:
         self._retries = 0
         self._working: FrozenSet[Key] = frozenset()  # at servers that said 504: they are never asked again
         self._answer: Optional[BridgeError] = None  # the last one with a status
+        self._broken: List[Tuple[Key, str]] = []  # those that have failed, and how
         self._missing: Optional[BridgeError] = None  # the first one that says that there is no such model
 
     def failed(self, key: Key, error: BridgeError, prompt: Optional[Prompt] = None) -> Optional[float]:
@@ -46,7 +47,7 @@ class Attempts:
                 fleet.failed(key, error.message, broken=True)
             else:
                 fleet.succeeded(key, worked=False)
-                fleet.broke(key, model, "it answers %d: %s" % (error.status_code, error.message))
+                self._broken.append((key, "it answers %d: %s" % (error.status_code, error.message)))
             if still_working(error):
                 self._working |= same
         elif silent(error):
@@ -65,6 +66,12 @@ class Attempts:
         LOG.info("tried again in %.2f s, %s: %s", pause, "elsewhere" if other else "there", one_line(error.message))
         self.tried = (self.tried if other else frozenset()) | self._working
         return pause
+
+    def ended(self, well: bool) -> None:
+        """Note that no attempt follows: a request that has failed at several servers says nothing of any of them."""
+        if well or len({key.url for key, _ in self._broken}) == 1:
+            for key, reason in self._broken:
+                self._fleet.broke(key, self._model, reason)
 
     def _without(self, key: Key, model: str, error: BridgeError) -> Optional[float]:
         """Go on at once where another server may have a model that this one does not have, or has without ``vllm/``."""

@@ -188,11 +188,12 @@ class Caller:
                     trace.failed += (key,)
                 pause = attempts.failed(key, error, prompt)
                 if pause is None or (deadline is not None and time.monotonic() + pause >= deadline):
+                    attempts.ended(False)
                     raise attempts.failure(error)
                 tried = attempts.tried
             else:
-                if fleet.down:
-                    fleet.succeeded(key)
+                if fleet.down or attempts is not None:
+                    _ended_well(fleet, key, attempts)
                 return result
             yield from _paused(pause, options)
 
@@ -258,6 +259,12 @@ class Caller:
         if key.value:
             headers["Authorization"] = "Bearer %s" % key.value
         return joined(self.network.extra_headers, headers)
+
+
+def _ended_well(fleet: Fleet, key: Key, attempts: Optional[Attempts]) -> None:
+    fleet.succeeded(key)
+    if attempts is not None:
+        attempts.ended(True)
 
 
 def _renamed(wire: Dict[str, Any], model: str) -> bytes:

@@ -200,7 +200,8 @@ class Fleet(Directory):
                 type="service_unavailable", code="server_sleeping", status_code=503)
         ready = [rule for rule in awake if self._ready(rule.server, now)]
         if ready:
-            return ready
+            probed = [rule for rule in ready if rule.server.url in self.down]
+            return probed or ready
         first = min(self.down[rule.server.url].free_at() for rule in awake)
         return [rule for rule in awake if self.down[rule.server.url].free_at() == first]
 
@@ -269,7 +270,7 @@ class Fleet(Directory):
                 self.to_ask.add(server)
 
     def _begin_gently(self, server: Server) -> None:
-        server.since, server.strain, server.slow = self.clock(), 1.0 / _GENTLY, 1.0
+        server.since, server.strain, server.slow, server.idle = self.clock(), 1.0 / _GENTLY, 1.0, 1.0
         for rule in self._rules:
             if rule.server is server:  # or it would be due all the time
                 rule.sent = max(rule.sent, max(other.sent for other in self._rules))

@@ -106,7 +106,7 @@ def refresh(caller: "Caller", options: Options, enough: Optional[Callable[[], bo
 
 def beside(caller: "Caller", options: Options) -> None:
     """Ask the servers that are to be asked, and do not wait for it."""
-    fleet, options = caller.fleet, _without_caller(options)
+    fleet, options = caller.fleet, _limited(_without_caller(options), WITHIN)
     for key in _one_each(fleet):
         server = fleet.servers[key.url]
         if server in fleet.to_ask:
@@ -135,14 +135,18 @@ def _without_caller(options: Options) -> Options:
     })
 
 
+def _limited(options: Options, seconds: float) -> Options:
+    return options.replaced({
+        "timeout": (_least(options.timeout[0], seconds), _least(options.timeout[1], seconds)), "deadline": seconds})
+
+
 def _ask(
     caller: "Caller", keys: Sequence[Key], options: Options, enough: Optional[Callable[[], bool]] = None
 ) -> _Answers:
     """Ask servers, all at once; return what has come of it within the time there is."""
     seconds = options.deadline or WITHIN
     clock, end = caller.fleet.clock, caller.fleet.clock() + seconds
-    options = options.replaced({
-        "timeout": (_least(options.timeout[0], seconds), _least(options.timeout[1], seconds)), "deadline": seconds})
+    options = _limited(options, seconds)
     answers: _Answers = {}
     broken: List[BaseException] = []
     changed = threading.Condition()

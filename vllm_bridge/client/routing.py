@@ -24,6 +24,7 @@ _TEXT = frozenset((str,))
 _KEPT = 10000  # prefixes of one of two generations: at least so many of the newest are kept
 _MEMORY = 0.05  # weight of a new observation
 _SLOWEST, _FASTEST = 8.0, 0.2
+_ALIKE = 0.7  # servers that differ by less share what comes while they have nothing to do
 _NEAR = 1.02  # waits that differ by less are alike
 
 
@@ -36,6 +37,7 @@ class Load:
         self.running = 0  # requests
         self.answering = 0.0  # tokens of their answers
         self.slow = 1.0  # how long it takes, by how long the servers take on average
+        self.idle = 1.0  # the same for one that has nothing to do: differences that say little do not count then
         self.strain = 1.0  # above 1 while it is new: work weighs more
 
     def work(self) -> float:
@@ -240,7 +242,8 @@ def expected_wait(rules: Sequence["Rule"], prompt: Prompt, prefixes: Prefixes, r
                 if part[0] & bit:
                     break
         work = server.waiting + REQUEST * server.running + TOKEN * server.answering
-        wait = server.slow * (part[1] + work * rule.ease * server.strain)  # type: ignore[index]
+        slow = server.slow if server.running else server.idle
+        wait = slow * (part[1] + work * rule.ease * server.strain)  # type: ignore[index]
         if wait * _NEAR < least or (wait <= least * _NEAR and rule.sent < best.sent):
             if wait < least:
                 least = wait
@@ -297,6 +300,7 @@ class Pace:
         self._seconds[prompt.kind] = average + _MEMORY * (each - average)
         slow = load.slow + _MEMORY * (min(each / average, 4 * _SLOWEST) - load.slow) if average else 1.0
         load.slow = max(_FASTEST, min(_SLOWEST, slow))
+        load.idle = 1.0 if _ALIKE < slow < 1 / _ALIKE else load.slow
 
 
 def enter(rule: "Rule", prompt: Prompt, now: float) -> None:
