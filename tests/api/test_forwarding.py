@@ -56,11 +56,55 @@ def test_a_recorded_stream_comes_out_byte_for_byte_but_for_the_second_name_of_re
 @pytest.mark.parametrize("name", [name for name in WHOLE if b'"choices":[]' in wire.load(name).body])
 def test_a_usage_chunk_that_was_not_asked_for_is_kept_back_and_counted(name):
     transcript = wire.load(name)
-    tokens = TokenUsage()
-    out, _ = forwarded(transcript.body, usage=False, tokens=tokens)
-    assert len(out.split(b"\n\n")) == len(forwarded(transcript.body)[0].split(b"\n\n")) - 1
-    assert b'"choices":[]' not in out
+    body, tokens = transcript.body, TokenUsage()
+    count = len({choice.get("index") for sent in transcript.payloads for choice in sent["choices"]})
+    out, _ = forwarded(body, usage=False, choices=count, tokens=tokens)
     assert tokens.completion_tokens == transcript.payloads[-1]["usage"]["completion_tokens"] > 0
+    *chunks, last, kept, done = body.split(b"\n\n")[:-1]
+    mark = kept[kept.index(b',"system_fingerprint":"vllm-0.32.0-'):]
+    # Where nobody asks for usage, vLLM's last chunk ends so (tests/data/vllm-0.32.0/chat_stream_count.json).
+    assert out.endswith(mark + b"\n\n" + DONE) and len(out.split(b"\n\n")) == len(chunks) + 3
+    if b'"reasoning"' not in body:
+        assert out == b"\n\n".join([*chunks, last[:-1] + mark, done, b""])
+    for cut in (len(body) // 2, body.rindex(kept), body.rindex(kept) + 9, body.rindex(done)):
+        assert forwarded(body[:cut], body[cut:], usage=False, choices=count)[0] == out
+
+
+LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}%s}\n\n'
+MORE = b'data: {"choices":[{"index":0,"delta":{"content":"b"},"finish_reason":null}]}\n\n'
+
+
+@pytest.mark.parametrize("body, left", [
+    (LAST + DONE, LAST + DONE), (LAST + USAGE % b"" + DONE, LAST + DONE),
+    (LAST + USAGE % b',"system_fingerprint":null' + DONE, LAST + DONE),
+    (LAST + USAGE % b',"system_fingerprint":["x"]' + DONE, LAST + DONE),
+    (LAST.replace(b"}]}", b'}],"system_fingerprint":"a"}') + USAGE % b',"system_fingerprint":"a"' + DONE,
+     LAST.replace(b"}]}", b'}],"system_fingerprint":"a"}') + DONE),
+    (LAST + MORE + USAGE % b',"system_fingerprint":"a"' + DONE, LAST + MORE + DONE),
+    (LAST + MORE * 3 + DONE, LAST + MORE * 3 + DONE), (LAST + b": ping\n\n" + DONE, b": ping\n\n" + LAST + DONE),
+    (LAST.replace(b"\n", b"\r\n") + DONE, LAST + DONE),
+])
+def test_the_end_of_the_choices_waits_for_the_usage_and_no_longer(body, left):
+    events = [event + b"\n\n" for event in body.split(b"\n\n")[:-1]]
+    for blocks in ([body], events, [body[at:at + 1] for at in range(len(body))]):
+        assert forwarded(*blocks, usage=False)[0] == left
+    asked = forwarded(body, usage=True)[0]
+    assert asked.startswith(LAST[:-2]) or body.startswith(LAST[:-4])
+
+
+@pytest.mark.parametrize("after", [b'data: {"error":{"message":"late"}}\n\n', b"data: {oops\n\n"])
+def test_the_end_of_the_choices_leaves_before_an_error(after):
+    for blocks in ([LAST + after], [LAST, after]):
+        forwarding = Forwarding(1, False, TokenUsage())
+        assert b"".join(map(forwarding.feed, blocks)) == LAST
+        assert isinstance(forwarding.failure, BridgeError)
+
+
+def test_the_end_of_the_choices_leaves_where_the_stream_just_stops():
+    forwarding = Forwarding(1, False, TokenUsage())
+    assert forwarding.feed(LAST) == b"" and forwarding.finished
+    assert forwarding.finish() == LAST + DONE
 
 
 @pytest.mark.parametrize("name", sorted(set(STREAMS) - set(WHOLE)))

@@ -6,7 +6,7 @@ can be of interest go out as they came; any other is read like a chunk.
 
 import json
 import re
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from .chat import normalise_chunk
 from .decoding import Ends, TokenUsage, aborted, payload_of
@@ -72,7 +72,8 @@ class Forwarding:
     """Read a stream that is handed on: blocks go in, cut anywhere, and whole events and comments come out.
 
     `choices` is how many choices were asked for. Where the client did not ask for `usage`, the chunk that carries
-    nothing else is kept from it: it was asked for to count tokens.
+    nothing else is kept from it: it was asked for to count tokens. The ``system_fingerprint`` in it goes where vLLM has
+    it then, on the chunk that ends the choices (tests/data/vllm-0.32.0: chat_stream_count, chat_stream_usage).
     """
 
     _plain = staticmethod(plain)
@@ -87,13 +88,14 @@ class Forwarding:
         self._usage = usage
         self._tokens = tokens
         self._held = bytearray()  # an event that is not whole yet
+        self._last = ""  # the event that ended the choices, until the usage tells the server's fingerprint
         self._lines = LineDecoder()
         self._events = EventDecoder()
         self._decodes = False  # from the first CR on the decoders alone say where an event ends
 
     def feed(self, block: bytes) -> bytes:
         """Return what a block completes; an error that an event carries is put into `failure`, to be raised then."""
-        if len(block) < _LONG and not self._held and not self._decodes:
+        if len(block) < _LONG and not self._held and not self._decodes and not self._last:
             events = self._plain(block)
             if events:
                 self.events += events
@@ -106,9 +108,9 @@ class Forwarding:
             block = self._whole(block)
             end, events = self._clear(block)
             self.events += events
-            if end == len(block):
+            if end == len(block) and not self._last:
                 return block
-        out: List[bytes] = [block[:end]]
+        out: List[bytes] = [self._released(), block[:end]] if end else []
         try:
             for event in self._events.fold(self._lines.feed(block[end:]), comments=True):
                 if type(event) is bytes:
@@ -119,12 +121,13 @@ class Forwarding:
                     break
                 self.events += 1
         except BridgeError as error:
+            out.append(self._released())
             self.failure = error
         return b"".join(out)
 
     def finish(self) -> bytes:
         """Return the end mark."""
-        return DONE
+        return self._released() + DONE
 
     def partial(self) -> None:
         """Return nothing: what arrived has been handed on."""
@@ -149,16 +152,26 @@ class Forwarding:
         del held[:end]
         return whole
 
+    def _released(self, fingerprint: Any = None) -> bytes:
+        """Return the event that was kept back, if there is one."""
+        last, self._last = self._last, ""
+        if last and isinstance(fingerprint, str):
+            last = '%s,"system_fingerprint":%s}' % (last[:-1], json.dumps(fingerprint))
+        return encode(last) if last else b""
+
     def _handed_on(self, event: Event) -> bytes:
         """Return the bytes for an event: the server's own words where nothing has to change."""
         data = event.data
         if data.strip() == "[DONE]":
             self.ended = True
-            return DONE
+            return self._released() + DONE
         if not data:
             return b""
         if '_reason":' in data:
             event.data = data = _EMPTY_END.sub(r'"\1":null', data)
+        if self._last:
+            after = self._read(event)
+            return self._released() + after
         if (
             data.count('"finish_reason":null') == data.count('"finish_reason"') == 1
             and '"error"' not in data
@@ -186,7 +199,12 @@ class Forwarding:
         if usage:
             self._tokens.take(usage)
             if not choices and not self._usage:
-                return b""
-        if '"reasoning' in event.data and normalise_chunk(payload):
-            return encode(json.dumps(payload, separators=(",", ":")))
-        return encode(event.data)
+                return self._released(payload.get("system_fingerprint"))
+        text = event.data
+        if '"reasoning' in text and normalise_chunk(payload):
+            text = json.dumps(payload, separators=(",", ":"))
+        waits = self.finished and not self._usage and not self._last
+        if waits and "system_fingerprint" not in payload and text[-1] == "}":
+            self._last = text
+            return b""
+        return encode(text)
