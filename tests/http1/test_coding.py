@@ -77,3 +77,10 @@ def test_a_bomb_is_unpacked_block_by_block_and_not_to_its_end(times: int, monkey
             assert 0 < len(block) <= 256 * 1024
             size += len(block)
     assert size <= 5000000
+
+
+def test_a_long_name_is_refused_at_once() -> None:
+    """Split by a pattern with white space on both sides of the comma this would take ten seconds."""
+    with pytest.raises(ProtocolError, match="nobody asked for"):
+        decoded(lambda: b"", "gzip" + " " * 60000 + "x")
+    decoded(lambda: b"", "identity \t, identity")

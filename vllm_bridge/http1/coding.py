@@ -1,6 +1,5 @@
 """Undo a response's Content-Encoding (RFC 9110 §8.4): gzip and deflate, as often as they were applied."""
 
-import re
 import zlib
 from typing import Any, Callable
 
@@ -20,7 +19,8 @@ def decoded(read: Read, encoding: str) -> Read:
 
     Raises ProtocolError for a coding that is not known here, and while reading.
     """
-    codings = [coding for coding in re.split(r"[\t ]*,[\t ]*", encoding.strip().lower()) if coding != "identity"]
+    names = [name.strip(" \t") for name in encoding.lower().split(",")]
+    codings = [name for name in names if name != "identity"]
     if not set(codings) <= {"gzip", "x-gzip", "deflate"} or len(codings) > _DEEPEST:
         raise ProtocolError(400, "its Content-Encoding is %s, which nobody asked for" % encoding[:100])
     for coding in reversed(codings):
