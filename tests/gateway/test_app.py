@@ -226,6 +226,40 @@ def test_when_all_fail_the_first_error_stands(echo: EchoServer) -> None:
         assert ask(address, "POST", CHAT, chat("x", model="gone", fallbacks="vllm/other")).status == 404
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_at_most_ten_fallbacks_are_tried(stream: bool) -> None:
+    reply = answer({"error": {"message": "no", "code": 404}}, "404 Not Found")
+    names = ["m%d" % number for number in range(3000)]
+    with Scripted(["request", reply, "again"]) as server, gateway(provider={"keys": [{"url": server.url}]}) as address:
+        found = ask(address, "POST", CHAT, chat("x", model="first", fallbacks=names, stream=stream))
+        assert found.status == 404
+        assert [request.json["model"] for request in server.requests] == ["first", *names[:10]]
+
+
+def test_no_fallback_is_tried_for_a_client_that_has_left(echo: EchoServer) -> None:
+    """Also where its leaving and the answer of the first model come together."""
+    settings = Settings(ProviderConfig.from_dict({"keys": [{"url": echo.url}]}, environ={}))
+    body = json.dumps(chat("x", model="gone", fallbacks=["echo"])).encode()
+    app = Gateway(settings)
+    try:
+        request = ServerRequest("POST", CHAT, "HTTP/1.1", {}, "", _Body(body), lambda: bool(echo.requests))
+        assert app.answer(request).status == 499
+        assert [each.json["model"] for each in echo.requests] == ["gone"]
+    finally:
+        app.close()
+
+
+class _Body:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self, limit: int) -> bytes:
+        return self.data
+
+    def blocks(self, limit: int) -> Iterator[bytes]:
+        yield self.data
+
+
 def test_no_fallback_after_the_first_event_nor_for_a_wrong_body(echo: EchoServer) -> None:
     with gateway(echo) as address:
         events = ask(address, "POST", CHAT, chat("!die-after 2 one two", stream=True, fallbacks=["other"])).events()

@@ -254,10 +254,10 @@ class Gateway:
             self._provider_for(request, entry), body, data, entry.trace, partial(self._errors.words, entry)
         )
         if body.get("stream") and operation.stream is not None:
-            models = Models(entry, asked, others, self._errors)
+            models = Models(entry, asked, others, self._errors, request.gone)
             return Answer(200, _STREAM, Streamed(request, entry, self._errors, models, operation.stream))
         if others:
-            answer = Models(entry, asked, others, self._errors).carry_out(operation.answer)
+            answer = Models(entry, asked, others, self._errors, request.gone).carry_out(operation.answer)
         else:
             answer = operation.answer(asked)
         answer.fields = self._redaction.fields(self._headers.down(answer.fields))

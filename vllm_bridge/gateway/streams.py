@@ -4,6 +4,7 @@ import time
 from typing import Callable, Generator, Iterator, List, Optional, TypeVar
 
 from ..errors import BridgeError, RequestCancelledError
+from ..http1.wait import Client, has_left
 from ..server.request import Request
 from .errors import Errors
 from .journal import Entry
@@ -19,8 +20,11 @@ LEFT = 499  # nginx's status for a client that did not wait for its answer
 class Models:
     """The models of a request, tried in their order; if none of them works, the error of the first one stands."""
 
-    def __init__(self, entry: Entry, asked: Asked, fallbacks: List[str], errors: Errors) -> None:
+    def __init__(
+        self, entry: Entry, asked: Asked, fallbacks: List[str], errors: Errors, client: Client = None
+    ) -> None:
         self._entry = entry
+        self._client = client
         self._errors = errors
         self._asked = asked
         self._left = fallbacks
@@ -45,6 +49,8 @@ class Models:
         self._first_error = self._first_error or error
         if not self._left:
             raise self._first_error
+        if has_left(self._client):
+            raise RequestCancelledError("the client left")
         self._asked.body["model"] = self._left.pop(0)
         self._entry.fallbacks += 1
 
