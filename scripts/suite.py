@@ -28,7 +28,7 @@ http1/test_wait server/test_connection server/test_listener test_hostile_client 
 """.split()
 STARTING = """
 cli/test_cli gateway/test_run server/test_workers test_bench test_live_rig test_mutate test_packaging test_processes
-test_readme test_releasing test_scripts test_secrets test_zipapp
+test_readme test_releasing test_scripts test_secrets test_stranger test_zipapp
 """.split()
 TITLE = """
 import platform, requests, urllib3
