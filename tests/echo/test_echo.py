@@ -99,7 +99,8 @@ def serving(transcript, **options):
         and "model" in transcript.json else None
     if name is None and transcript.streams and transcript.payloads:
         name = transcript.payloads[0].get("model")
-    return shared(models=(name or "chat",), **options)
+    name = name or (transcript.request["body"] or {}).get("model", "chat")
+    return shared(models=(name,), **options)
 
 
 def shape(value):
@@ -132,7 +133,11 @@ chat_tools_none chat_model_null chat_model_omitted chat_return_token_ids chat_sy
 err_max_tokens_string completions_plain completions_n2 completions_echo completions_logprobs completions_echo_logprobs
 completions_stop completions_token_ids completions_token_id_lists completions_return_token_ids embed_float embed_list
 embed_token_lists embed_no_model embed_base64_f16 embed_messages rerank_v2 rerank_top_n rerank_top_n_string
-rerank_top_n_zero rerank_err_empty_doc rerank_err_empty_query models version""".split()
+rerank_top_n_zero rerank_err_empty_doc rerank_err_empty_query models version tokenize_prompt tokenize_messages
+tokenize_prompt_strs tokenize_no_model detokenize detokenize_empty score_v1 score_data score_queries_documents
+rerank_classify generative_scoring chat_batch messages_plain messages_system messages_truncated messages_tools
+messages_count_tokens embed_pooling embed_pooling_base64 embed_cohere_v2_types embed_cohere_v2_plain embed_rerank_v2
+load""".split()
 # These replay as they are; the stand-in's answer has to be long or short enough to end as the model's did.
 STREAMS = """chat_stream_plain chat_stream_usage chat_stream_continuous chat_stream_continuous_only chat_stream_n2
 chat_stream_tools chat_stream_tools_named chat_stream_tools_required chat_stream_json_schema
@@ -164,6 +169,27 @@ def test_a_stream_has_vllms_kinds_of_chunks_in_vllms_order(name):
     assert dict(ours.headers)["content-type"] == real.content_type
 
 
+@pytest.mark.parametrize("name", ["messages_stream", "messages_truncated_stream", "messages_tools_stream",
+                                  "messages_tools_no_args_stream"])
+def test_a_message_stream_has_vllms_events_in_vllms_order(name):
+    real = wire.load(name)
+    request = dict(real.request["body"], messages=[{"role": "user", "content": ECHOED.get(name, "hello")}])
+    with shared(models=("chat",), max_model_len=1024) as server:
+        ours = send(server, "POST", "/v1/messages", request, real.request["headers"])
+    events = [event.split(b"\ndata: ") for event in ours.body.split(b"\n\n")[:-1]]
+    assert all(kind == b"event: " + json.loads(data)["type"].encode() for kind, data in events)
+    sent = [shape(payload) for payload in real.payloads if not payload.get("delta", {}).get("text", "").isspace()]
+    said = real.payloads[1]["content_block"]["type"] == "text"
+    if name == "messages_tools_stream":  # an echo calls without a word
+        sent, said = [part for part in sent if "text" not in str(part)], False
+    assert folded(shape(json.loads(data)) for _, data in events)[-2:] == folded(sent)[-2:]
+    assert set(map(str, (shape(json.loads(data)) for _, data in events))) >= {
+        str(part) for part in sent if said or "text" not in str(part)}
+
+
+ECHOED = {"messages_tools_stream": "weather and time", "messages_tools_no_args_stream": "ping"}
+
+
 ERRORS = """err_unknown_model err_unknown_model_stream err_unknown_route err_unknown_route_get err_wrong_method_get
 err_wrong_method_delete err_wrong_method_put err_double_slash err_invalid_json err_invalid_utf8
 err_json_array_body err_json_null_body err_messages_empty err_completions_missing_prompt err_no_content_type err_n_zero
@@ -173,8 +199,11 @@ completions_suffix completions_prompt_empty completions_prompt_empty_list embed_
 rerank_err_unknown_model rerank_top_n_null rerank_top_n_negative rerank_err_query_list rerank_query_object
 s_err_top_logprobs_too_big audio_bad_format audio_err_bad_boundary audio_err_empty_file
 audio_err_file_is_string audio_err_no_boundary audio_err_too_big audio_err_unknown_model audio_srt audio_language_bad
-audio_stream_usage_without_stream audio_stream_verbose models_retrieve""".split()
-SERVED = {"rerank": "rerank", "embed": "embed", "audio": "whisper"}
+audio_stream_usage_without_stream audio_stream_verbose models_retrieve messages_unknown_model
+messages_unknown_model_stream messages_missing_max_tokens messages_server_tool messages_count_tokens_unknown_model
+detokenize_negative score_mismatch score_err_missing generative_scoring_bad chat_batch_missing decision_missing
+rerank_classify_missing embed_pooling_missing tokenize_unknown_model root decision_v1_decisions""".split()
+SERVED = {"rerank": "rerank", "score": "rerank", "embed": "embed", "audio": "whisper"}
 
 
 @pytest.mark.parametrize("name", ERRORS)

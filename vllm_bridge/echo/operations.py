@@ -139,7 +139,7 @@ _ANSWERS: Dict[str, Tuple[str, Callable[..., Any], Callable[..., Any], Callable[
     "detokenize": ("", _json, tokens.needs_tokens, lambda body: "", tokens.detokenize),
     "score": ("score-", _json, scoring.needs_pair, scoring.heard_pair, scoring.score),
     "classify": ("classify-", _json, scoring.needs_input, pooling.heard_embedding, scoring.classify),
-    "pooling": ("pooling-", _json, scoring.needs_input, pooling.heard_embedding, scoring.pool),
+    "pooling": ("pooling-", _json, scoring.needs_data, pooling.heard_embedding, scoring.pool),
     "embed": ("embd-", _json, scoring.needs_texts, scoring.heard_texts, scoring.embed),
     "decision": ("decision-", _json, _needs("state", "questions"), scoring.heard_state, scoring.decide),
     "generative_scoring": ("generative-scoring-", _json, _needs("query", "items", "label_token_ids"),

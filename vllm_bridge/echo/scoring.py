@@ -26,7 +26,7 @@ def _pair(body: Dict[str, Any]) -> Tuple[str, str]:
     for pair in _PAIRS:
         if pair[0] in body and pair[1] in body:
             return pair
-    raise invalid(*(missing("body." + name, body) for name in dict.fromkeys(sum(_PAIRS, ())) if name not in body))
+    raise invalid(*(missing("body." + name, body) for pair in _PAIRS for name in pair if name not in body))
 
 
 def needs_pair(body: Dict[str, Any]) -> None:
@@ -55,6 +55,12 @@ def needs_input(body: Dict[str, Any]) -> None:
     """Raise Refusal for a request without an input (rerank_classify_missing)."""
     if "input" not in body and "messages" not in body:
         raise invalid(missing("body.input", body), missing("body.messages", body))
+
+
+def needs_data(body: Dict[str, Any]) -> None:
+    """Raise Refusal for a request without an input (embed_pooling_missing)."""
+    if not {"input", "messages", "data"} & set(body):
+        raise invalid(*(missing("body." + name, body) for name in ("input", "messages", "data")))
 
 
 def classify(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: World) -> Reply:
@@ -110,14 +116,15 @@ def embed(body: Dict[str, Any], plan: Plan, identity: Dict[str, Any], world: Wor
     texts = body.get("texts") or [json.dumps(one) for one in body.get("images") or body.get("inputs") or []]
     vectors = [vector(text, int(body.get("output_dimension") or world.embedding_size)) for text in texts]
     forms: Dict[str, Any] = {}
-    for kind in body.get("embedding_types") or ["float"]:
+    asked = body.get("embedding_types") or ["float"]
+    for kind in (kind for kind in ("float", "binary", "ubinary", "base64") if kind in asked):
         forms[kind] = vectors
         if kind == "base64":
             forms[kind] = [base64.b64encode(struct.pack("<%df" % len(one), *one)).decode("ascii") for one in vectors]
         elif kind in ("binary", "ubinary"):
             forms[kind] = [_bits(one, kind == "binary") for one in vectors]
     return Reply({"id": identity["id"], "embeddings": forms, "texts": body.get("texts"), "meta": {
-        "api_version": {"version": "2"}, "billed_units": {"input_tokens": _tokens(*texts), "image_tokens": None}},
+        "api_version": {"version": "2"}, "billed_units": {"input_tokens": _tokens(*texts), "image_tokens": 0}},
         "response_type": "embeddings_by_type"}, tokens=1)
 
 

@@ -53,9 +53,9 @@ class Anything(Calls):
         >>> [chunk.object for chunk in vllm.stream_request("POST", "/v1/chat/completions", json=ask)][0]
         'chat.completion.chunk'
         """
-        if json is not None and "stream" not in json:
-            json = {**json, "stream": True}
         call, method, path, body, model = self._any(method, path, json, model, settings)
+        if body is not None:
+            body.setdefault("stream", True)
         stream: Stream[Any] = call._caller.stream(path, body, model, call._options, AnyEvents, method)
         return stream
 
