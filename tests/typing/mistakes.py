@@ -15,6 +15,7 @@ def operations() -> None:
     vllm.chat_completion(model="m")  # mistake
     vllm.chat_completion(model="m", messages="Hi")  # mistake
     vllm.chat_completion(model="m", messages=[], reasoning_effort="much")  # mistake
+    vllm.chat_completion(model="m", messages=[], response_format=5)  # mistake
     vllm.chat_completion_stream(model="m", messages=[], top_k="20")  # mistake
     vllm.text_completion(model="m", prompt=5)  # mistake
     vllm.text_completion_stream(prompts="Hi")  # mistake

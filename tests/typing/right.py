@@ -1,6 +1,6 @@
 """What a caller's type checker must not flag. Never executed."""
 
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, TypedDict, Union
 
 from vllm_bridge import APIStatusError, BridgeError, Cancellation, IncompleteStreamError, Record, Stream, Trace
 from vllm_bridge import VLLMProvider
@@ -79,6 +79,16 @@ def conversation() -> None:
 def parts() -> None:
     picture: ContentPart = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     vllm.chat_completion(messages=[{"role": "user", "content": [{"type": "text", "text": "What is this?"}, picture]}])
+
+
+class Person(TypedDict):
+    name: str
+
+
+def structured() -> None:
+    print(vllm.chat_completion(messages=[], response_format=Person).parsed["name"])
+    vllm.text_completion(prompt="x", response_format={"type": "object"})
+    vllm.chat_completion(messages=[], response_format={"type": "json_schema", "json_schema": {"name": "n"}})
 
 
 def streams() -> None:

@@ -24,7 +24,8 @@ _TEXT_SHOWN = 1000
 _ITEMS_SHOWN = 5
 _DEPTH_SHOWN = 12
 
-Came = Tuple[Optional[str], Dict[str, str], Optional[str], Optional[float]]
+# The id of a request, the reply's headers, the server's URL, seconds; and what `Whole.parsed` is to be.
+Came = Tuple[Optional[str], Dict[str, str], Optional[str], Optional[float], Any]
 
 
 class Record(_Base):
@@ -171,12 +172,16 @@ class Whole(Shape):
         """The seconds between the request to that server and the end of its reply."""
         return self._way[3]
 
+    def is_to_be(self, wanted: Any) -> None:
+        """Note what the answer's text is to be read as, by whoever asks for it."""
+        self.came(self._way[:4] + (wanted,))
+
     @property
     def _way(self) -> Came:
         try:
             came: Came = _came.__get__(self)
         except AttributeError:
-            return None, {}, None, None
+            return None, {}, None, None, None
         return came
 
     def __setstate__(self, came: Came) -> None:

@@ -82,6 +82,14 @@ class ChatCompletion(Whole):
         """The content of the first choice, or ``""``."""
         return _text_of(self, "message")
 
+    @property
+    def parsed(self) -> Any:
+        """The first choice's content as an object of the class that ``response_format`` was, else as plain JSON.
+
+        Raises `ResponseDecodeError`, which says where it is not what was asked for.
+        """
+        return _parsed(self, self.text)
+
 
 class ChatDelta(Shape):
     role: Optional[str]
@@ -134,6 +142,12 @@ def _text_of(reply: Record, holder: str) -> str:
     return text if isinstance(text, str) else ""
 
 
+def _parsed(reply: Whole, text: str) -> Any:
+    from .structured import parsed
+
+    return parsed(text, reply._way[4], _first_choice(reply).get("finish_reason"))
+
+
 # ---------------------------------------------------------------- text completions
 
 
@@ -167,6 +181,11 @@ class Completion(Whole):
         """The text of the first choice, or what this chunk adds to it."""
         text = _first_choice(self).get("text")
         return text if isinstance(text, str) else ""
+
+    @property
+    def parsed(self) -> Any:
+        """The first choice's text as what ``response_format`` asked for: see `ChatCompletion`."""
+        return _parsed(self, self.text)
 
 
 # ---------------------------------------------------------------- embeddings, rerank

@@ -106,7 +106,7 @@ class Reply(NamedTuple):
     @property
     def came(self) -> Came:
         """How the reply came, for the record that is made of it."""
-        return self.request_id, self.headers, None if self.call is None else self.call.server, self.elapsed
+        return self.request_id, self.headers, None if self.call is None else self.call.server, self.elapsed, None
 
     def read(self, convert: Callable[[], T]) -> T:
         """Return what `convert` makes of the body; its errors then tell where the body is from, and no secret."""

@@ -108,6 +108,7 @@ class Stream(Generic[Item]):
         self._progress = progress
         self._rest = items
         self._whole = whole or progress.whole
+        self.wanted: Any = None  # what the whole is to be read as: see `api.structured`
         # Reading the first item starts the generator, so that its `finally` runs even if nobody iterates.
         self._items: Iterator[Item] = chain(list(_first(items)), items)
 
@@ -157,7 +158,7 @@ class Stream(Generic[Item]):
         whole = self._whole()
         source = self._progress.source
         if isinstance(whole, Whole) and source is not None:
-            whole.came((source.request_id, self.headers, source.server, source.elapsed))
+            whole.came((source.request_id, self.headers, source.server, source.elapsed, self.wanted))
         return whole
 
     @property

@@ -16,7 +16,8 @@ STOPPING = """Where it ends: ``stop`` (strings), ``stop_token_ids``, ``include_s
     ``skip_special_tokens``."""
 STRUCTURED = """Its form: ``structured_outputs`` (one of ``json``, ``regex``, ``choice``, ``grammar``)."""
 COMPLETING = """Its length and number: ``max_tokens``, ``min_tokens``, ``thinking_token_budget`` (all in tokens), ``n``.
-    ``response_format``: ``{"type": "json_object"}``, ``{"type": "json_schema", "json_schema": {...}}``.
+    ``response_format``: a JSON schema, a dataclass, a TypedDict or a pydantic model, which ``reply.parsed`` then is; or
+    as servers take it, ``{"type": "json_object"}``, ``{"type": "json_schema", "json_schema": {...}}``.
 
     Tokens: ``echo``, ``add_special_tokens``, ``spaces_between_special_tokens``, ``allowed_token_ids``, ``bad_words``,
     ``use_beam_search``, ``length_penalty``, ``repetition_detection``, ``truncate_prompt_tokens`` (a number, -1: the

@@ -51,7 +51,11 @@ class Generation(Calls):
         ('You said: Hi', 'stop')
         """
         call, body = self._asked("chat_completion", wire)
-        return call._record(ChatCompletion, "chat_completion", body)
+        wanted = _formed(body) if "response_format" in body else None
+        reply = call._record(ChatCompletion, "chat_completion", body)
+        if wanted is not None:
+            reply.is_to_be(wanted)
+        return reply
 
     @described(*_ALL_CHAT)
     def chat_completion_stream(self, /, **wire: "Unpack[ChatCompletionRequest]") -> Stream[ChatCompletionChunk]:
@@ -62,7 +66,10 @@ class Generation(Calls):
         You said: Hi
         """
         call, body = self._asked("chat_completion_stream", wire)
-        return call._chunks(body)
+        wanted = _formed(body) if "response_format" in body else None
+        stream = call._chunks(body)
+        stream.wanted = wanted
+        return stream
 
     def _chunks(self, body: Dict[str, Any]) -> Stream[ChatCompletionChunk]:
         count = completions.expected_choices(body)
@@ -89,7 +96,11 @@ class Generation(Calls):
         ' You said:'
         """
         call, body = self._asked("text_completion", wire)
-        return call._record(Completion, "text_completion", body)
+        wanted = _formed(body) if "response_format" in body else None
+        reply = call._record(Completion, "text_completion", body)
+        if wanted is not None:
+            reply.is_to_be(wanted)
+        return reply
 
     @described(*_ALL_TEXT)
     def text_completion_stream(self, /, **wire: "Unpack[CompletionRequest]") -> Stream[Completion]:
@@ -99,8 +110,11 @@ class Generation(Calls):
         ' You said: Once upon a time'
         """
         call, body = self._asked("text_completion_stream", wire)
+        wanted = _formed(body) if "response_format" in body else None
         count = completions.expected_choices(body)
-        return call._stream("text_completion", body, body.get("model"), lambda: CompletionChunks(count))
+        stream = call._stream("text_completion", body, body.get("model"), lambda: CompletionChunks(count))
+        stream.wanted = wanted
+        return stream
 
     @described(*_ALL_RESPONSES)
     def responses(self, /, **wire: "Unpack[ResponsesRequest]") -> Response:
@@ -132,3 +146,11 @@ class Generation(Calls):
     def _response_events(self, body: Dict[str, Any]) -> Stream[ResponseEvent]:
         body["stream"] = True
         return self._stream("responses", body, body.get("model"), ResponsesReader)
+
+
+def _formed(body: Dict[str, Any]) -> Any:
+    """Put a request's ``response_format`` as servers take it; return what the answer is to be read as."""
+    from ..api.structured import wire_format
+
+    body["response_format"], wanted = wire_format(body["response_format"])
+    return wanted

@@ -53,7 +53,7 @@ class Completing(Sampling, Stopping, Structured, Scheduling, Transfer, Extra, to
     max_tokens: Optional[int]
     min_tokens: Optional[int]
     thinking_token_budget: Optional[int]
-    response_format: Any
+    response_format: Union[Mapping[str, Any], type, None]
     echo: Optional[bool]
     add_special_tokens: Optional[bool]
     spaces_between_special_tokens: Optional[bool]
