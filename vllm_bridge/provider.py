@@ -155,14 +155,14 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         return self._with({name: value for name, value in given.items() if value is not UNSET})
 
     def for_request(self: Self, client: Client, trace: Trace, request_id: str, headers: Dict[str, str]) -> Self:
-        """Return a copy for one request of a gateway; its `headers` are such as HTTP allows, and win over all others.
+        """Return a copy for one request of a gateway; its `headers` are such as HTTP allows, the provider's own win.
 
         `client` and `trace` are those of `with_options`; `request_id` is the ``X-Request-Id``.
         """
         other = object.__new__(type(self))
         other.__dict__ = dict(self.__dict__)
         if headers:
-            headers = joined(self._options.headers, headers)
+            headers = joined(headers, self._options.headers)
         other._options = self._options.replaced({
             "client": client, "trace": trace, "request_id": request_id, "headers": headers or self._options.headers,
         })

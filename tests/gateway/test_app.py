@@ -591,6 +591,13 @@ def test_of_a_servers_headers_a_list_goes_down() -> None:
     assert found.headers["x-request-id"] == "mine"
 
 
+def test_the_headers_of_a_provider_win(echo: EchoServer) -> None:
+    provider = VLLMProvider(echo.url, headers={"X-Tenant": "guest"})
+    with own(Gateway(Settings(ProviderConfig()), provider)) as address:
+        assert ask(address, "POST", CHAT, chat("x"), {"x-bf-eh-x-tenant": "admin"}).status == 200
+        assert echo.requests[-1].headers["x-tenant"] == "guest"
+
+
 def test_a_wrong_extra_header_is_the_clients_fault(echo: EchoServer) -> None:
     with gateway(echo) as address:
         answer = ask(address, "POST", CHAT, chat("x"), {"x-bf-eh-upgrade": "h2c", "x-bf-eh-x-ok": "1"})

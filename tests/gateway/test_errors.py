@@ -79,6 +79,18 @@ def test_the_log_names_a_server_once_a_minute(
         assert caplog.text.count("refused the gateway's key") == 4
 
 
+def test_a_refusal_by_one_of_several_servers(caplog: pytest.LogCaptureFixture) -> None:
+    models = answer({"object": "list", "data": [{"id": "m", "object": "model"}]})
+    with Scripted(["request", models, "again"]) as one, \
+            Scripted(["request", answer(VLLM, "401 Unauthorized"), "again"]) as other, gateway(one, other) as address:
+        found = ask(address, "GET", "/v1/models", None, MINE)
+        assert (found.status, [model["id"] for model in found.json["data"]]) == (200, ["vllm/m"])
+        good, bad = found.json["key_statuses"]
+        assert "error" not in good
+        assert (bad["error"]["message"], bad["error"]["code"]) == (MESSAGE, "upstream_authentication_error")
+        assert "key 1 refused the gateway's key (401)" in caplog.text
+
+
 def test_a_fallback_hides_no_refusal(caplog: pytest.LogCaptureFixture) -> None:
     script = ["request", answer(VLLM, "401 Unauthorized"), "request", answer(completion()), "again"]
     with Scripted(script) as server, gateway(server) as address:

@@ -17,7 +17,7 @@ def up(headers: Headers, **fields: str) -> Dict[str, str]:
 
 
 TRACING = ["traceparent", "tracestate", "baggage", "b3", "x-b3-traceid", "uber-trace-id", "x-cloud-trace-context"]
-VLLM = ["x-session-id", "x-vllm-priority", "x-data-parallel-rank", "endpoint-load-metrics-format"]
+VLLM = ["x-session-id", "x-vllm-priority", "x-data-parallel-rank", "endpoint-load-metrics-format", "anthropic-version"]
 OURS = [
     "authorization", "proxy-authorization", "connection", "content-length", "content-type", "content-encoding", "te",
     "transfer-encoding", "upgrade", "host", "expect", "accept", "accept-encoding", "keep-alive", "trailer",

@@ -58,7 +58,8 @@ def collect(caller: "Caller", options: Options) -> ModelList:
             "key_id": name, "provider": "vllm", "status": "success", "state": state["state"]}
         if error is not None:
             failure = error
-            status.update(status="list_models_failed", error={"message": error.message, "code": error.code})
+            status.update(status="list_models_failed", error={
+                "message": error.message, "code": error.code, "status_code": error.status_code})
         statuses.append(status)
     if failure is not None and not any(state["models"] or not state["error"] for state in found):
         raise failure

@@ -7,7 +7,6 @@ from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
 from ..errors import APIStatusError, BadRequestError, BridgeError, NotFoundError, UnsupportedOperationError
 from ..http1.head import ProtocolError
-from ..operations.calls import MESSAGES
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer, Request
 from ..server.wsgi import respond
@@ -279,8 +278,6 @@ class Gateway:
         fields = request.fields
         headers: Dict[str, str] = {}
         self._headers.up(fields, headers)
-        if entry.operation in MESSAGES:
-            headers.update((name, value) for name, value in fields.items() if name.startswith("anthropic-"))
         provider = self._provider
         if not _PINS.keys().isdisjoint(fields):
             pins: Dict[str, Any] = {_PINS[name]: fields[name] for name in _PINS if name in fields}
@@ -307,8 +304,7 @@ class Gateway:
             model["id"] = self.settings.model_prefix + str(model.get("id"))
         for status in found.get("key_statuses") or ():
             if "error" in status:
-                error = status["error"]
-                error["message"] = self._errors.words(entry, error.get("code"), str(error.get("message")))
+                self._errors.reword(entry, status)
         return found
 
     def _models(self, request: Request, entry: Entry) -> Answer:

@@ -33,6 +33,7 @@ logger = logging.getLogger("vllm_bridge.gateway")
 
 _REFUSED = {408: "request_timeout", 413: "request_too_large", 500: "internal_error", 503: "too_many_connections"}
 _KEY_REFUSED = "upstream_authentication_error"
+_NOT_OUR_KEY = "the vLLM server refused the gateway's own key; the gateway's log names the server"
 _AGAIN = 60.0  # seconds after which the log tells again of a server that refuses the gateway's key
 _PLACES = 1.0  # seconds after which a place may be free again
 # What a client may know of a server's reply that cannot be read, and of others that say more than they should.
@@ -114,14 +115,26 @@ class Errors:
         if error.url is None or error.status_code not in (401, 403) or error.code == _KEY_REFUSED:
             return
         server = next((url for url in self._servers if error.url.startswith(url + "/")), error.url)
+        self._tell_of_key(entry, server, error.status_code, error.message)
+        error.message, error.code, error.type, error.param = _NOT_OUR_KEY, _KEY_REFUSED, None, None
+
+    def _tell_of_key(self, entry: Entry, server: str, status: int, message: str) -> None:
         entry.refused_by = server
         now = time.monotonic()
         if now - self._told.get(server, float("-inf")) >= _AGAIN:
             self._told[server] = now
             logger.warning("request %s: %s refused the gateway's key (%d): %s",
-                           entry.id, server, error.status_code, one_line(error.message))
-        error.message = "the vLLM server refused the gateway's own key; the gateway's log names the server"
-        error.code, error.type, error.param = _KEY_REFUSED, None, None
+                           entry.id, server, status, one_line(message))
+
+    def reword(self, entry: Entry, status: Dict[str, Any]) -> None:
+        """Put what a client may read into one of the ``key_statuses`` of a list of models."""
+        error = status["error"]
+        code, message = error.get("code"), str(error.get("message"))
+        if error.get("status_code") in (401, 403):
+            self._tell_of_key(entry, "the server of key %s" % status["key_id"], error["status_code"], message)
+            error.update(message=_NOT_OUR_KEY, code=_KEY_REFUSED)
+        else:
+            error["message"] = self.words(entry, code, message)
 
     def check(self, entry: Entry, answer: Answer) -> None:
         """Raise for an answer in which a server repeats one of the gateway's keys."""

@@ -21,10 +21,10 @@ _JSON = "application/json"
 _VALUE = re.compile(FIELD_VALUE)
 _FIELD = re.compile("%s\0%s" % (TOKEN, FIELD_VALUE))
 
-# Tracing (W3C's trace context and baggage, B3, and the vendors' own), and what vLLM 0.32 reads.
+# Tracing (W3C's trace context and baggage, B3, and the vendors' own), what vLLM 0.32 reads, and Anthropic's API.
 _UP = Patterns((
     "traceparent tracestate baggage b3 x-b3-* uber-trace-id x-cloud-trace-context x-amzn-trace-id x-datadog-* "
-    "x-session-id x-vllm-* x-data-parallel-rank endpoint-load-metrics-format"
+    "x-session-id x-vllm-* x-data-parallel-rank endpoint-load-metrics-format anthropic-*"
 ).split())
 # What the gateway's own connection and key are made of: nobody else's, not even where it is allowed.
 OURS_UP = Patterns([*HOP_BY_HOP, *(
