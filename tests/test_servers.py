@@ -57,12 +57,15 @@ class Fake:
 
 
 @contextmanager
-def running(*fakes: Fake, keys: Any = (), **options: Any) -> Iterator[VLLMProvider]:
+def running(
+    *fakes: Fake, keys: Any = (), routing: str = "expected_wait", **options: Any
+) -> Iterator[VLLMProvider]:
     with ExitStack() as stack:
         for fake in fakes:
             server = stack.enter_context(serving(fake))
             fake.url = "http://127.0.0.1:%d" % server.server_address[1]
-        config = {"keys": [{"url": fake.url, **more} for fake, more in zip(fakes, list(keys) + [{}] * len(fakes))]}
+        config = {"keys": [{"url": fake.url, **more} for fake, more in zip(fakes, list(keys) + [{}] * len(fakes))],
+                  "routing": routing}
         provider = VLLMProvider(config=ProviderConfig.from_dict(config, environ={}), **options)
         yield stack.enter_context(provider)
 
@@ -140,8 +143,10 @@ def test_a_server_that_ends_and_comes_back_under_load(caplog: pytest.LogCaptureF
     lost = [error for error in results if error is not None]
     # What the server had taken, and broke off: at most what ran at that moment.
     assert len(lost) <= 6 and all("hung up" in str(error) or "broke off" in str(error) for error in lost)
-    assert changes(provider, back) == {"away": 1, "back": 1}
-    assert [record.message.split(" (")[0] for record in caplog.records] == [url + ": away", url + ": back"]
+    # Once, or twice if an answer of its last moment came in behind the first refusal.
+    told = [record.message.split(" (")[0] for record in caplog.records]
+    assert told in ([url + ": away", url + ": back"], [url + ": away", url + ": back"] * 2)
+    assert changes(provider, back) == dict.fromkeys(("away", "back"), len(told) // 2)
 
 
 def test_requests_of_several_models_find_their_servers_under_load() -> None:
@@ -191,7 +196,7 @@ def test_a_server_that_does_not_even_name_its_models_is_avoided_until_it_does() 
 
 def test_a_server_that_answers_500_to_everything_gets_fewer_while_others_answer_well() -> None:
     broken, well = Fake(lambda body: said(BROKEN, 500)), Fake(good)
-    with running(broken, well, max_retries=1) as provider:
+    with running(broken, well, max_retries=1, routing="round_robin") as provider:
         for number in range(40):
             assert ask(provider, "question %d" % number) == "good"
         assert broken.chats == 5 and changes(provider, broken) == {"away": 1}
@@ -241,7 +246,7 @@ def test_a_server_that_hangs_up_without_a_word_is_avoided() -> None:
 
 def test_a_server_that_sleeps_is_not_asked_and_is_told_apart(caplog: pytest.LogCaptureFixture) -> None:
     asleep, awake = Fake(good, sleeping=True), Fake(good, sleeping=False)
-    with running(asleep, awake, max_retries=0) as provider:
+    with running(asleep, awake, max_retries=0, routing="round_robin") as provider:
         for number in range(10):
             assert ask(provider, "question %d" % number) == "good"
         assert asleep.chats == 0 and awake.chats == 10
@@ -289,13 +294,14 @@ def test_what_is_quiet_is_asked_beside_the_requests(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("vllm_bridge.client.fleet._ASKED", 0.0)
     release = threading.Event()
     stuck = Fake(lambda body: said(completion("late")) if release.wait(LONG) else good(body), sleeping=False)
-    with running(stuck, Fake(good), max_retries=0) as provider:
+    with running(stuck, Fake(good), keys=[{}, {"id": "good"}], max_retries=0) as provider:
         threads = [threading.Thread(target=ask, args=(provider, "question %d" % number)) for number in range(4)]
         for thread in threads:
             thread.start()
         until(lambda: bool(stuck.chats))
         stuck.sleeping = True  # what it has taken stays there
-        until(lambda: bool(ask(provider)) and changes(provider, stuck) == {"asleep": 1})
+        good_one = provider.with_options(key_id="good")
+        until(lambda: bool(ask(good_one)) and changes(provider, stuck) == {"asleep": 1})
         release.set()
         for thread in threads:
             thread.join(LONG)

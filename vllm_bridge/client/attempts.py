@@ -35,25 +35,26 @@ class Attempts:
         if model is not None and no_such_model(error):
             return self._without(key, model, error)
         self.tried |= {key}
+        since = None if prompt is None else prompt.started
         same = frozenset(other for other in fleet.keys if other.url == key.url)
         if never_sent(error):
-            fleet.failed(key, error.message)
+            fleet.failed(key, error.message, since=since)
             self.tried |= same  # no other way to go
         elif error.status_code is not None:
             self._answer = error
             if error.status_code < 500:
                 fleet.succeeded(key)
             elif leaving(error) and fleet.several:
-                fleet.failed(key, error.message, broken=True)
+                fleet.failed(key, error.message, broken=True, since=since)
             else:
                 fleet.succeeded(key, worked=False)
                 self._broken.append((key, "it answers %d: %s" % (error.status_code, error.message)))
             if still_working(error):
                 self._working |= same
         elif silent(error):
-            fleet.broke(key, model, error.message, None if prompt is None else prompt.started)
+            fleet.broke(key, model, error.message, since)
         elif hung_up(error) and fleet.several:
-            fleet.failed(key, error.message)
+            fleet.failed(key, error.message, since=since)
         other = not self._pinned and fleet.other_left(model, self.tried | self._working)
         # Beside a server that is down the one that answered says how long to wait.
         shown = error if other else self.failure(error)

@@ -34,6 +34,7 @@ class Server(Load):
         self.reason = ""  # why it is away
         self.heard = 0.0  # when it last gave a sign of life to a request, or had nothing to do before
         self.well_at = 0.0  # when it last answered one as it should
+        self.back_at = 0.0  # when it was last back again
         self.ill_since = 0.0  # when the failures began
         self.asked_at = 0.0
         self.since: Optional[float] = None  # when it came, while it is new

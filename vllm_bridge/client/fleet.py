@@ -278,13 +278,17 @@ class Fleet(Directory):
     # ------------------------------------------------------------ who is there
 
     def failed(
-        self, key: Key, reason: str = "it cannot be reached", ask: bool = False, broken: bool = False
+        self, key: Key, reason: str = "it cannot be reached", ask: bool = False, broken: bool = False,
+        since: Optional[float] = None,
     ) -> None:
-        """Let the key's server cool off; with `ask` no request is to find out whether it is back."""
+        """Let the key's server cool off; with `ask` no request is to find out whether it is back.
+
+        `since` is when the request began that has shown it: it says nothing if the server has come back meanwhile.
+        """
         with self._lock:
             now = self.clock()
             down, server = self.down.get(key.url), self.servers.get(key.url)
-            if server is None:
+            if server is None or (since is not None and since < server.back_at):
                 return
             if down is None:
                 seconds = min(FIRST_COOL_OFF * 2 ** min(server.relapses, 10), LONGEST_COOL_OFF)
@@ -327,6 +331,7 @@ class Fleet(Directory):
                 if down is None or server is None or (down.broken and not worked):
                     return
                 del self.down[key.url]
+                server.back_at = self.clock()
                 if worked:
                     server.relapses = 0
                 if self.several:

@@ -199,9 +199,9 @@ def _ask_one(caller: "Caller", key: Key, options: Options) -> Optional[BridgeErr
         silent = isinstance(error, APIConnectionError)
         fleet.untold(server, silent)
         if never_sent(error):
-            fleet.failed(key, error.message)
+            fleet.failed(key, error.message, since=begun)
         elif silent and server.heard <= begun:
-            fleet.failed(key, "it takes connections and says nothing", ask=True)
+            fleet.failed(key, "it takes connections and says nothing", ask=True, since=begun)
         elif not silent:
             fleet.succeeded(key, worked=False)
         return error
