@@ -1,7 +1,9 @@
 """A provider: its settings, its operations, and a server's own bytes for a gateway."""
 
 import os
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NoReturn, Optional, Set, Tuple, TypeVar, Union
+from typing import (
+    TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, NoReturn, Optional, Set, Tuple, TypeVar, Union,
+)
 
 from .api import completions
 from .api.body import Written, as_written, object_of, to_json
@@ -188,6 +190,10 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         from .client.models import states
 
         return states(self._caller, self._options)
+
+    def set_keys(self, keys: Iterable[Key]) -> None:
+        """Put others in the place of the keys, while calls run; each has a URL. What is known of servers stays."""
+        self._caller.set_keys(keys)
 
     def succeed(self, before: "BaseOpenAIProvider") -> None:
         """Go on with what another provider knows of the servers, in its place; calls that it has begun may end."""

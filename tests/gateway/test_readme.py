@@ -39,7 +39,8 @@ def test_the_unit_file(tmp_path: Path) -> None:
 
 def test_the_manifest() -> None:
     yaml = pytest.importorskip("yaml")
-    (text,) = blocks("yaml")
+    headless, text = blocks("yaml")
+    assert yaml.safe_load(headless)["spec"]["clusterIP"] == "None"
     deployment, service = yaml.safe_load_all(text)
     assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
     assert deployment["spec"]["template"]["spec"]["enableServiceLinks"] is False

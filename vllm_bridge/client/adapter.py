@@ -1,7 +1,7 @@
 """The session that carries calls, and its adapter over connections of our own (`http1.pool`)."""
 
 from types import FunctionType
-from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
 import requests
@@ -74,6 +74,12 @@ class Adapter(HTTPAdapter):
         bundle = DEFAULT_CA_BUNDLE_PATH if verify is True else verify
         self.pool = Pool(network.keep_alive_timeout_in_seconds, kept, bundle, network.client_cert)
         self._targets: Dict[str, Optional[Target]] = {}
+        self._names: Mapping[str, str] = {}
+
+    def name_servers(self, names: Mapping[str, str]) -> None:
+        """Take the servers at some addresses (``host:port``) for hosts with these names, as their certificates do."""
+        self._names = names
+        self._targets = {}
 
     def send(  # type: ignore[override]
         self,
@@ -131,7 +137,7 @@ class Adapter(HTTPAdapter):
     def _target(self, url: str) -> Optional[Target]:
         if len(self._targets) >= _URLS:
             self._targets.clear()
-        self._targets[url] = target = _taken_apart(url)
+        self._targets[url] = target = _taken_apart(url, self._names)
         return target
 
 
@@ -139,7 +145,7 @@ _SEND_IN = requests.adapters.__dict__
 _URLOPEN_IN = urllib3.connectionpool.__dict__
 
 
-def _taken_apart(url: str) -> Optional[Target]:
+def _taken_apart(url: str, names: Mapping[str, str]) -> Optional[Target]:
     """Return how to reach an address, ``None`` for one that is better left to requests."""
     try:
         parts = urlsplit(url)
@@ -156,7 +162,9 @@ def _taken_apart(url: str) -> Optional[Target]:
     shown = "[%s]" % host if ":" in host else host
     if port not in (None, usual):
         shown = "%s:%d" % (shown, port or 0)
-    return Target(Origin(parts.scheme, host, port or usual), path, "Host: %s\r\n" % shown)
+    name = names.get(parts.netloc)
+    origin = Origin(parts.scheme, name or host, port or usual, None if name is None else host)
+    return Target(origin, path, "Host: %s\r\n" % shown)
 
 
 def _as_requests_has_it(request: Request, raw: Response) -> requests.Response:

@@ -25,12 +25,12 @@ from ..config.redaction import Redaction
 from ..config.settings import Key, NetworkConfig, ProviderConfig
 from ..errors import BridgeError, RequestCancelledError, payload_error
 from ..http1.wait import has_left
-from ..version import USER_AGENT
 from . import models
 from .authorization import Auth
 from .attempts import Attempts
 from .fleet import Fleet
 from .routing import Prompt
+from .keys import headers_for, server_names
 from .options import Options, joined
 from .reply import Call, OpenReply, Reply, with_origin
 from .retry import parse_retry_after
@@ -59,17 +59,23 @@ class Caller:
         self.fleet = Fleet(config.resolved_keys(), way=config.routing)
         self.transport = Transport(self.network, config.proxy_config, auth)
         self._secrets = Redaction(config).secrets
-        self._headers = {id(key): self._headers_for(key) for key in self.fleet.keys}  # a key's hash takes long
+        self._take_keys()
 
     def set_keys(self, keys: Iterable[Key]) -> None:
         """Put others in the place of the keys, while calls run; what is known of servers that stay is kept."""
         self.fleet.set_keys(keys)
-        self._headers = {id(key): self._headers_for(key) for key in self.fleet.keys}
+        self._take_keys()
+
+    def _take_keys(self) -> None:
+        extra = self.network.extra_headers
+        self._headers = {id(key): headers_for(key, extra) for key in self.fleet.keys}  # a key's hash takes long
+        self.transport.name_servers(server_names(self.fleet.keys))
 
     def succeed(self, before: "Caller") -> None:
         """Go on with what another one knows of the servers; its running calls go on too, with these keys."""
         keys, self.fleet = self.fleet.keys, before.fleet
         self.set_keys(keys)
+        before._take_keys()
 
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
@@ -230,7 +236,7 @@ class Caller:
         streams: bool = False,
     ) -> Call:
         body: Any = wire
-        headers = (self._headers.get(id(key)) or self._headers_for(key)).copy()
+        headers = (self._headers.get(id(key)) or headers_for(key, self.network.extra_headers)).copy()
         if wire is not None:
             name = None if model is None or not (key.aliases or self.fleet.bare) else self.fleet.name_at(key, model)
             if isinstance(wire, dict):
@@ -252,13 +258,6 @@ class Caller:
             method, "%s%s%s" % (key.url, path, options.query), headers, body, options.timeout, deadline, options.cancel,
             self._secrets, options.client, options.session, options.direct, key.url,
         )
-
-    def _headers_for(self, key: Key) -> Dict[str, str]:
-        # Accept-Encoding: vLLM never compresses, and a proxy that does would hold a stream's events back.
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
-        if key.value:
-            headers["Authorization"] = "Bearer %s" % key.value
-        return joined(self.network.extra_headers, headers)
 
 
 def _ended_well(fleet: Fleet, key: Key, attempts: Optional[Attempts]) -> None:

@@ -2,11 +2,14 @@
 
 import re
 from functools import lru_cache
-from typing import Any, Callable, FrozenSet, Iterable, Optional, Sequence, Set
+from typing import Any, Callable, Dict, FrozenSet, Iterable, Mapping, Optional, Sequence, Set
+from urllib.parse import urlsplit
 
 from ..config.settings import Key
+from ..version import USER_AGENT
+from .options import joined
 
-__all__ = ["Rule", "offer", "resolve_alias"]
+__all__ = ["Rule", "headers_for", "offer", "resolve_alias", "server_names"]
 
 _NAMES_SHOWN = 10  # models that a message lists
 
@@ -85,3 +88,22 @@ def listed(names: Iterable[str]) -> str:
 
 def _folded(names: Iterable[str]) -> FrozenSet[str]:
     return frozenset(name.lower() for name in names)
+
+
+def headers_for(key: Key, extra: Mapping[str, str]) -> Dict[str, str]:
+    """Return the headers of every request with a key; it has its say over the `extra` ones."""
+    # Accept-Encoding: vLLM never compresses, and a proxy that does would hold a stream's events back.
+    headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+    if key.value:
+        headers["Authorization"] = "Bearer %s" % key.value
+    named: Dict[str, str] = {}
+    if key.server_name is not None:
+        port = urlsplit(str(key.url)).port
+        usual = port is None or port == (443 if str(key.url).startswith("https:") else 80)
+        named["Host"] = key.server_name if usual else "%s:%d" % (key.server_name, port or 0)
+    return joined(named, extra, headers)
+
+
+def server_names(keys: Iterable[Key]) -> Dict[str, str]:
+    """Return the names of hosts, by the ``host:port`` of the URLs that have their addresses."""
+    return {urlsplit(str(key.url)).netloc: key.server_name for key in keys if key.server_name is not None}

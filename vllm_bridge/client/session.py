@@ -49,6 +49,7 @@ class Transport:
         self._network = network
         self._proxy = proxy
         self._routes: Dict[Tuple[str, str], _Route] = {}
+        self._names: Dict[str, str] = {}  # of the hosts at some addresses
         self._verify = self._certificates()
         self._own = self._new_session()
         self._pid = Connection.process
@@ -88,6 +89,12 @@ class Transport:
             finally:
                 reply.close()
         return reply
+
+    def name_servers(self, names: Dict[str, str]) -> None:
+        """Take the servers at some addresses (``host:port``) for hosts with these names."""
+        if names != self._names:
+            self._names, self._routes = names, {}
+            self._session().adapter.name_servers(names)
 
     def close(self) -> None:
         """Close all idle connections; the transport opens new ones when it is used again."""
@@ -143,6 +150,7 @@ class Transport:
 
     def _new_session(self) -> OwnSession:
         session = OwnSession(self._network, self._verify)
+        session.adapter.name_servers(self._names)
         weakref.finalize(self, session.close)
         return session
 
@@ -160,7 +168,9 @@ class Transport:
 
     def _route(self, method: str, url: str) -> "_Route":
         prepared = requests.Request(method, url).prepare().__dict__
-        proxies = self._choose_proxies(url)
+        parts = urlsplit(url)
+        named = parts._replace(netloc=self._names.get(parts.netloc, parts.netloc)).geturl()
+        proxies = self._choose_proxies(named)  # exceptions are made by name
         if select_proxy(url, proxies) is None:
             proxies = {}
         if len(self._routes) >= _ROUTES:

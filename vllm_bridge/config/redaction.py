@@ -8,7 +8,7 @@ import base64
 import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Pattern, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Mapping, Optional, Pattern, Tuple
 from urllib.parse import quote, urlsplit
 
 from ..errors import BridgeError
@@ -152,13 +152,18 @@ class Redaction:
         sure = [secret for secret in self.secrets if len(secret) >= _SURELY and not secret.isalpha()]
         forms = {form for secret in sure for form in (secret, json.dumps(secret)[1:-1])}
         self._marks = [form.encode("utf-8") for form in forms]
-        addresses: Dict[str, str] = {}
-        for url, instead in [(key.url, "the vLLM server") for key in keys] + [(proxy.url, "the proxy")]:
-            parts = urlsplit(url or "")
-            addresses.update(dict.fromkeys((url or "", "%s://%s" % parts[:2] if url else ""), instead))
+        self._addresses: List[Tuple[str, str]] = []
+        self.hide([str(key.url) for key in keys], "the vLLM server")
+        self.hide([proxy.url] if proxy.url else [], "the proxy")
+
+    def hide(self, urls: Iterable[str], instead: str) -> None:
+        """Put other words in the place of addresses from now on."""
+        addresses = dict(self._addresses)
+        for url in urls:
+            parts = urlsplit(url)
+            addresses.update(dict.fromkeys((url, "%s://%s" % parts[:2]), instead))
             if ":" in parts.netloc:
                 addresses[parts.netloc] = instead
-        addresses.pop("", None)
         self._addresses = sorted(addresses.items(), key=lambda pair: -len(pair[0]))
 
     def clean(self, text: str) -> str:

@@ -127,6 +127,10 @@ def _proxy_type(value: Any, path: str) -> str:
     return str(value)
 
 
+def _server_name(value: Any, path: str) -> Optional[str]:
+    return None if value is None or value == "" else validate.host_name(value, path)
+
+
 def _native(value: Any, path: str) -> Union[bool, str]:
     if value == "auto":
         return "auto"
@@ -278,7 +282,8 @@ class Key(_Settings):
     `url` and `model_name` may come as ``vllm_key_config={"url": ..., "model_name": ...}``. Models are
     named without regard to case; ``["*"]`` allows all, an empty list none; ``blacklisted_models``
     wins. `aliases` maps a name that callers use to the model's real name. With `wake` a server that
-    sleeps is woken for a model that no other has.
+    sleeps is woken for a model that no other has. `server_name` is the name to ask for, in ``Host`` and
+    TLS, where `url` has an address.
     """
 
     value = _from_environment(environment.key_value)
@@ -292,6 +297,7 @@ class Key(_Settings):
     url = _from_environment(environment.address)
     model_name = _setting(environment.optional)
     wake = _setting(validate.flag)
+    server_name = _setting(_server_name)
 
     _also = ("vllm_key_config",)
     _secret = frozenset(("value",))
@@ -312,6 +318,7 @@ class Key(_Settings):
         url: Optional[str] = None,
         model_name: Optional[str] = None,
         wake: bool = False,
+        server_name: Optional[str] = None,
         vllm_key_config: Optional[Mapping[str, Any]] = None,
         path: str = "key",
         environ: _Environ = None,
@@ -375,12 +382,12 @@ class ProviderConfig(_Settings):
         """Read a provider's object of a config file."""
         return super().from_dict(mapping, path, environ)
 
-    def resolved_keys(self, environ: _Environ = None) -> Tuple[Key, ...]:
+    def resolved_keys(self, environ: _Environ = None, plain: bool = True) -> Tuple[Key, ...]:
         """Return the keys, each with a server's URL; those made of the environment if there are none.
 
-        The URL: the key's, else each of ``network_config.base_url``, else ``VLLM_BASE_URL``, else
-        ``http://localhost:8000``. ``VLLM_API_KEY`` goes only to a provider without keys: a key
-        without a value is meant to send none, and its server may be a stranger.
+        Where they are not to be `plain`, ``dns+`` before a URL stays. The URL: the key's, else each of
+        ``network_config.base_url``, else ``VLLM_BASE_URL``, else ``http://localhost:8000``. ``VLLM_API_KEY`` goes only
+        to a provider without keys: a key without a value is meant to send none, and its server may be a stranger.
         """
         environ = os.environ if environ is None else environ
         urls = self.network_config.base_url or ""
@@ -389,10 +396,16 @@ class ProviderConfig(_Settings):
             urls = validate.base_urls(named or DEFAULT_BASE_URL, "VLLM_BASE_URL")
         if not self.keys:
             value = validate.header_text(environment.content("VLLM_API_KEY", environ), "VLLM_API_KEY")
-            return tuple(Key(value=value, url=url) for url in urls.split(","))
+            keys = tuple(Key(value=value, url=url) for url in urls.split(","))
+        else:
+            keys = tuple(
+                key.replace(url=url) if url else key
+                for key in self.keys for url in ([""] if key.url else urls.split(","))
+            )
+        dns = validate.DNS
         return tuple(
-            key.replace(url=url) if url else key
-            for key in self.keys for url in ([""] if key.url else urls.split(","))
+            key.replace(url=key.url[len(dns):]) if plain and key.url and key.url.startswith(dns) else key
+            for key in keys
         )
 
 

@@ -16,6 +16,7 @@ __all__ = ["base_urls", "bypasses_proxy", "is_address", "is_this_machine", "norm
 
 _MOST = 1000000  # poll() counts milliseconds in an int and wraps round after 24.8 days
 _CONNECT_SECONDS = 5.0
+DNS = "dns+"  # before a URL whose host is a name that stands for many servers
 _SHOWN = 60  # characters of a wrong value that a message quotes
 
 _CONTROL = r"[\x00-\x20\x7f-\xa0\u2028\u2029]"
@@ -163,11 +164,14 @@ def normalise_timeout(
 def normalise_base_url(url: Any, path: str, *, secret: bool = False) -> str:
     """Return ``scheme://host[:port][/prefix]`` without a trailing ``/`` or ``/v1``.
 
-    ``http://`` is added where there is no scheme. Credentials in the URL are refused, for a URL is
-    shown in errors and logs. With `secret` a message quotes nothing of the value.
+    ``http://`` is added where there is no scheme; ``dns+`` before it, for all addresses of a name, stays. Credentials
+    in the URL are refused, for a URL is shown in errors and logs. With `secret` a message quotes nothing of the value.
     """
     url = text(url, path, secret=secret)
-    scheme, host, prefix = split_url(url, path, ("http", "https"), secret=secret)
+    dns = url[:len(DNS)].lower() == DNS
+    scheme, host, prefix = split_url(url[len(DNS):] if dns else url, path, ("http", "https"), secret=secret)
+    if dns and is_address(urlsplit("//" + host).hostname or ""):
+        raise ConfigError("%s: %s is for a name that has addresses, and this is an address; leave it out" % (path, DNS))
     prefix = prefix.rstrip("/")
     if prefix.endswith("/v1"):
         prefix = prefix[:-3].rstrip("/")
@@ -175,7 +179,7 @@ def normalise_base_url(url: Any, path: str, *, secret: bool = False) -> str:
         raise ConfigError(
             "%s: is the URL of one operation; give the server's alone, up to the port: http://host:8000" % path
         )
-    return "%s://%s%s" % (scheme, host, prefix)
+    return "%s%s://%s%s" % (DNS if dns else "", scheme, host, prefix)
 
 
 def base_urls(urls: Any, path: str, *, secret: bool = False) -> str:
@@ -243,6 +247,14 @@ def _host(host: str) -> str:
         return ""
     labels = host[:-1].split(".") if host.endswith(".") else host.split(".")
     return host.lower() if all(re.compile(_LABEL).match(label) for label in labels) else ""
+
+
+def host_name(value: Any, path: str) -> str:
+    """Return the name of a host, without a port."""
+    found = _host(text(value, path))
+    if not found or found.startswith("["):
+        raise wrong(path, "a host name", value)
+    return found
 
 
 def is_this_machine(host: str, *, listening: bool = False) -> bool:

@@ -5,6 +5,7 @@ from typing import Any, Callable, Container, Dict, Iterable, List, Optional
 
 from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
+from ..config.settings import Key
 from ..errors import APIStatusError, BadRequestError, BridgeError, NotFoundError, UnsupportedOperationError
 from ..http1.head import ProtocolError
 from ..provider import BaseOpenAIProvider
@@ -13,6 +14,7 @@ from ..server.wsgi import respond
 from ..version import __version__
 from ..vllm import VLLMProvider
 from . import metrics
+from .addresses import Addresses
 from .authentication import Authentication
 from .cors import Cors
 from .errors import Errors, invalid, not_served, refusal
@@ -79,14 +81,20 @@ class Gateway:
         extra = self.provider.config.network_config.extra_headers
         self._headers = Headers(extra, settings.allowed_headers, settings.passed_headers)
         self._errors = Errors(self._redaction, self.provider.name, servers)
+        self._addresses = Addresses(self.provider.config.resolved_keys(plain=False), self._moved)
         self._handlers: Dict[str, Callable[[Request, Entry], Answer]] = {
             "operation": self._operation, "form": self._form, "models": self._models, "model": self._model,
             "query": self._query, "elsewhere": self._elsewhere, "load": self._load, "health": self._health,
             "ready": self._ready, "metrics": self._metrics, "version": self._version, "unsupported": self._unsupported,
         }
 
+    def begin(self) -> None:
+        """Begin what goes on beside the requests; without that it begins with the first of them."""
+        self._addresses.begin()
+
     def close(self) -> None:
-        """End the gateway's thread and close idle connections to the servers."""
+        """End the gateway's threads and close idle connections to the servers."""
+        self._addresses.close()
         self.journal.close()
         self.provider.close()
 
@@ -96,10 +104,17 @@ class Gateway:
         Raises `ConfigError`, and then all is as it was.
         """
         successor = Gateway(settings, journal=self.journal)
+        self._addresses.close()
+        successor._addresses.succeed(self._addresses)
         successor.provider.succeed(self.provider)
         self.journal.provider = successor.provider
         self.provider.close()  # what is in use is closed by its last user
         return successor
+
+    def _moved(self, keys: List[Key]) -> None:
+        """Take the keys that the addresses of names make."""
+        self._redaction.hide([str(key.url) for key in keys], "the vLLM server")
+        self.provider.set_keys(keys)
 
     def __call__(self, environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         return respond(self, environ, start_response)
@@ -110,6 +125,8 @@ class Gateway:
         """Answer a request."""
         entry = request.account = Entry(request)
         fields = request.fields
+        if self._addresses.names:
+            self._addresses.begin()
         try:
             found = find(request.method, request.path)
             route = found.route

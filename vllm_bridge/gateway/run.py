@@ -84,6 +84,7 @@ def serve(
     def make_server(listener: Listener, index: int) -> Server:
         gateway = current.gateway
         gateway.journal.claim(index)
+        gateway.begin()
         if index == 0:
             banner.show_servers()
         return _Server(
@@ -150,6 +151,7 @@ class _Current:
             for name in _OF_SERVER:
                 setattr(server, name, getattr(settings, name))
             server.application = self.gateway
+            self.gateway.begin()
         if server is None or settings.workers == 1:
             if fixed:
                 logger.warning("needs a new start to change: %s", ", ".join(fixed))

@@ -21,11 +21,12 @@ _UNDER_WAY = frozenset((errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY))
 
 
 class Origin(NamedTuple):
-    """Whom to connect to. `scheme` is http or https."""
+    """Whom to connect to. `scheme` is http or https; `address` is the one to take of those that the host has."""
 
     scheme: str
     host: str
     port: int
+    address: Optional[str] = None
 
 
 class NotConnected(Exception):
@@ -265,7 +266,7 @@ def _connected(
 
 def _addresses(origin: Origin) -> List[Tuple[Any, ...]]:
     try:
-        return list(socket.getaddrinfo(origin.host, origin.port, 0, socket.SOCK_STREAM))
+        return list(socket.getaddrinfo(origin.address or origin.host, origin.port, 0, socket.SOCK_STREAM))
     except UnicodeError as error:
         raise NotConnected("address", "the host name is not one: %s" % error) from error
     except OSError as error:
