@@ -18,7 +18,7 @@ from .client.reply import Reply
 from .client.stream import Stream
 from .config.file import provider_config
 from .config.settings import Key, NetworkConfig, ProviderConfig
-from .config.validate import text
+from .config.validate import number, text
 from .errors import BadRequestError, BridgeError, ConfigError, ResponseDecodeError
 from .http1.wait import Client
 from .operations.anthropic import Messages
@@ -190,6 +190,22 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         from .client.models import states
 
         return states(self._caller, self._options)
+
+    def wait_ready(
+        self, model: Optional[str] = None, *, timeout: Optional[float] = 600.0,
+        tell: Optional[Callable[[str], Any]] = None,
+    ) -> ModelList:
+        """Wait until a server has `model`, or without one until every server is there; return the models there are.
+
+        Asks once a second, for at most `timeout` seconds (``None``: for ever); `tell` is called with what is missing,
+        in words, each time that this changes. Raises `APITimeoutError`, which says what was missing to the end, and at
+        once `AuthenticationError` and `PermissionDeniedError`: waiting does not help against those.
+        """
+        from .client.readiness import wait_ready
+
+        if timeout is not None:
+            timeout = number(timeout, "wait_ready: timeout")
+        return wait_ready(self._caller, self._options, model, timeout, tell)
 
     def set_keys(self, keys: Iterable[Key]) -> None:
         """Put others in the place of the keys, while calls run; each has a URL. What is known of servers stays."""

@@ -6,12 +6,11 @@ from typing import Any, Callable, Container, Dict, Iterable, List, Optional
 from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
 from ..config.redaction import Redaction
 from ..config.settings import Key
-from ..errors import APIStatusError, BadRequestError, BridgeError, NotFoundError, UnsupportedOperationError
+from ..errors import APIStatusError, BadRequestError, NotFoundError, UnsupportedOperationError
 from ..http1.head import ProtocolError
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer, Request
 from ..server.wsgi import respond
-from ..version import __version__
 from ..vllm import VLLMProvider
 from . import metrics
 from .addresses import Addresses
@@ -24,6 +23,7 @@ from .journal import Entry, Journal
 from .operations import OPERATIONS, Asked, Operation
 from .routes import Found, find
 from .settings import Settings, read
+from .status import Status
 from .streams import LEFT, Models, Streamed
 
 __all__ = ["Gateway", "create_app"]
@@ -82,10 +82,12 @@ class Gateway:
         self._headers = Headers(extra, settings.allowed_headers, settings.passed_headers)
         self._errors = Errors(self._redaction, self.provider.name, servers)
         self._addresses = Addresses(self.provider.config.resolved_keys(plain=False), self._moved)
+        status = Status(self.provider, self._errors, self.journal)
         self._handlers: Dict[str, Callable[[Request, Entry], Answer]] = {
             "operation": self._operation, "form": self._form, "models": self._models, "model": self._model,
-            "query": self._query, "elsewhere": self._elsewhere, "load": self._load, "health": self._health,
-            "ready": self._ready, "metrics": self._metrics, "version": self._version, "unsupported": self._unsupported,
+            "query": self._query, "elsewhere": self._elsewhere, "load": status.load, "health": status.health,
+            "ready": status.ready, "metrics": status.metrics, "version": status.version,
+            "unsupported": self._unsupported,
         }
 
     def begin(self) -> None:
@@ -347,33 +349,6 @@ class Gateway:
         )
 
     # ------------------------------------------------------------ the gateway itself
-
-    def _health(self, request: Request, entry: Entry) -> Answer:
-        return Answer(200, _JSON, b'{"status":"ok"}')
-
-    def _ready(self, request: Request, entry: Entry) -> Answer:
-        errors = [state["error"] for state in self.provider.with_options(deadline=_READY_WITHIN).server_states()]
-        if all(errors):
-            error = errors[-1]
-            return _json(503, {"status": "unavailable", "error": self._errors.payload(entry, error)[1]["error"]})
-        return Answer(200, _JSON, b'{"status":"ready"}')
-
-    def _metrics(self, request: Request, entry: Entry) -> Answer:
-        return Answer(200, [("Content-Type", metrics.CONTENT_TYPE)], self.journal.text())
-
-    def _version(self, request: Request, entry: Entry) -> Answer:
-        return _json(200, {"version": __version__, "servers": self._of_each("/version", entry)})
-
-    def _load(self, request: Request, entry: Entry) -> Answer:
-        return _json(200, {"servers": self._of_each("/load", entry)})
-
-    def _of_each(self, path: str, entry: Entry) -> Dict[str, Any]:
-        """Return what each server answers, or why it does not, by the name of its key."""
-        provider = self.provider.with_options(timeout=_READY_WITHIN, deadline=_READY_WITHIN)
-        return {
-            name: self._errors.payload(entry, found)[1] if isinstance(found, BridgeError) else found
-            for name, found in provider.of_each(path).items()
-        }
 
     def _unsupported(self, request: Request, entry: Entry) -> Answer:
         raise UnsupportedOperationError("%s is not supported by %s provider" % (entry.operation, self.provider.name))
