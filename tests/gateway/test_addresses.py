@@ -79,7 +79,7 @@ def test_a_name_that_resolves_to_nothing_then_to_something_then_to_others(
     caplog.set_level("INFO", "vllm_bridge.fleet")
     names[NAME] = socket.EAI_NONAME
     upstream = "dns+http://%s:%d" % (NAME, fleet[0].port)
-    gateway = Gateway(read({"upstream": [upstream], "log_format": "json"}, {}))
+    gateway = Gateway(read({"upstream": [upstream], "log_format": "json", "routing": "round_robin"}, {}))
     with own(gateway) as address, log_lines() as lines:
         refused = ask(address, "POST", CHAT, chat("x"))
         assert refused.status >= 500 and NAME not in refused.body.decode()
