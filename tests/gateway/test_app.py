@@ -131,6 +131,16 @@ def test_stream_in_the_words_that_vllm_takes(echo: EchoServer, stream: Any, stre
         assert answer.headers["content-type"].startswith("text/event-stream") is streams
 
 
+def test_a_model_is_found_whatever_slashes_its_name_has() -> None:
+    with EchoServer(models=("/data/m/", "echo", "org/x")) as server, gateway(server) as address:
+        for path, name in (("//data/m/", "/data/m/"), ("/vllm//data/m/", "/data/m/"), ("/%2Fdata%2Fm%2F", "/data/m/"),
+                           ("/vllm%2F%2Fdata%2Fm%2F", "/data/m/"), ("/echo/", "echo"), ("/vllm/org/x/", "org/x")):
+            found = ask(address, "GET", "/v1/models" + path)
+            assert (found.status, found.json["id"]) == (200, "vllm/" + name)
+        for path in ("//data/m", "/echo//", "/data/m/"):
+            assert ask(address, "GET", "/v1/models" + path).status == 404
+
+
 def test_models_of_all_servers(echo: EchoServer) -> None:
     port = free_port()
     with EchoServer(models=("echo", "third")) as second:

@@ -4,7 +4,7 @@ import http.client
 import json
 import socket
 import time
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import pytest
 
@@ -207,6 +207,32 @@ def test_the_gateway_tells_of_itself(gateway: Address, path: str) -> None:
 
 
 # ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("path, meant", [
+    ("/chat/completions", "/v1/chat/completions"), ("//v1/chat/completions", "/v1/chat/completions"),
+    ("/v1//chat/completions", "/v1/chat/completions"), ("/v1/v1/chat/completions", "/v1/chat/completions"),
+    ("//chat//completions", "/v1/chat/completions"), ("/v1/v1/v1/rerank", "/v1/rerank"),
+    ("/openai/v1/v1/responses", "/openai/v1/responses"), ("///openai/responses", "/openai/responses"),
+    ("/v1/v1//models", "/v1/models"), ("/v1/v1", None), ("//", None), ("/v1x/models", None), ("/v2/v1/models", None),
+])
+def test_a_hint_at_the_path_that_was_meant(
+    gateway: Address, path: str, meant: Optional[str], request: pytest.FixtureRequest
+) -> None:
+    if path.startswith("//") and request.node.callspec.params["gateway"] in ("validated", "waitress"):
+        pytest.skip("waitress makes one slash of several at the beginning")
+    found = ask(gateway, "POST", path, chat("x"))
+    assert (found.status, found.error["code"]) == (404, "route_not_found")
+    assert found.error["message"].partition("; did you mean ")[2] == ("%s?" % meant if meant else "")
+
+
+@pytest.mark.parametrize("path", ["/v1/realtime", "/v1/responses", "/v1/models", "/ws", "/health"])
+def test_a_websocket_is_told_that_there_is_none(gateway: Address, path: str) -> None:
+    handshake = {"Connection": "keep-alive, Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+                 "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    found = ask(gateway, "GET", path, None, handshake)
+    assert (found.status, found.error["code"]) == (426, "websocket_not_offered")
+    assert ask(gateway, "GET", "/v1/models", None, {"Connection": "Upgrade", "Upgrade": "h2c"}).status == 200
 
 
 @pytest.mark.parametrize("path, body, message", [

@@ -55,6 +55,14 @@ def test_a_models_name_is_the_rest_of_the_path(path: str, model: str) -> None:
     assert found.rest == model
 
 
+@pytest.mark.parametrize("path, model", [
+    ("/v1/models//data/m/", "/data/m/"), ("/v1/models/vllm//data/m/", "vllm//data/m/"), ("/v1/models/a/", "a/"),
+    ("/openai/models/a//", "a//"),
+])
+def test_a_models_name_may_end_in_a_slash(path: str, model: str) -> None:
+    assert find("GET", path).rest == model
+
+
 def test_head_is_get_and_other_methods_are_named() -> None:
     assert find("HEAD", "/health").route == find("GET", "/health").route
     assert find("PUT", "/v1/files").methods == ("GET", "HEAD", "OPTIONS", "POST")

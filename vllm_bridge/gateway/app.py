@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any, Callable, Container, Dict, Iterable, List, Optional
 
-from ..api.body import merged, read_object, replaced, scan, stands_once, to_json
+from ..api.body import read_object, replaced, stands_once, to_json
 from ..config.redaction import Redaction
 from ..config.settings import Key
 from ..errors import APIStatusError, BadRequestError, NotFoundError, UnsupportedOperationError
@@ -15,13 +15,14 @@ from ..vllm import VLLMProvider
 from . import metrics
 from .addresses import Addresses
 from .authentication import Authentication
+from .bodies import check_coding, of_query, unread, unwrapped
 from .cors import Cors
 from .errors import Errors, invalid, not_served, refusal
 from .headers import Headers
 from .hosts import Hosts
 from .journal import Entry, Journal
 from .operations import OPERATIONS, Asked, Operation
-from .routes import Found, find
+from .routes import Found, find, meant
 from .settings import Settings, read
 from .status import Status
 from .streams import LEFT, Models, Streamed
@@ -36,12 +37,6 @@ _STREAM = [
     ("X-Accel-Buffering", "no"),  # nginx holds a stream back without it
 ]
 _JSON = [("Content-Type", "application/json")]
-# Members of a body that is too long to be parsed and goes on as it came: those that are needed to send it,
-_NEEDED = frozenset(("model", "stream", "stream_options", "n", "prompt", "input"))
-# and those that would have to be changed on the way.
-_LOOKED_AT = _NEEDED | frozenset((
-    "fallbacks extra_params messages prompt_embeds guided_json guided_regex guided_choice guided_grammar"
-).split())
 _SPOOLED = 1024 * 1024  # bytes of an uploaded file that stay in memory
 _LISTED_WITHIN = 1.8  # seconds that the servers have to name their models
 _READY_WITHIN = 2.0  # seconds that a server has to say that it is there
@@ -132,6 +127,8 @@ class Gateway:
         try:
             found = find(request.method, request.path)
             route = found.route
+            if "upgrade" in fields:
+                self._refuse_websocket(request)
             if route is None:
                 answer = self._no_route(request, entry, found)
             else:
@@ -184,6 +181,13 @@ class Gateway:
         if "origin" in fields:
             self._cors.check(fields["origin"])
 
+    def _refuse_websocket(self, request: Request) -> None:
+        """Raise what a handshake (RFC 6455 §4.1) gets; another Upgrade may be passed over."""
+        offered = [name.strip(" \t") for name in request.fields["upgrade"].lower().split(",")]
+        if request.method == "GET" and "websocket" in offered:
+            self._let_in(request.fields)
+            raise not_served(426, "websocket_not_offered", "this gateway has no WebSockets; ask by HTTP")
+
     def _no_route(self, request: Request, entry: Entry, found: Found) -> Answer:
         if request.method == "OPTIONS":
             preflight = self._cors.preflight(request.fields)
@@ -199,27 +203,27 @@ class Gateway:
             answer.fields.append(("Allow", allow))
             return answer
         message = "Route not found: %s" % request.path
-        meant = "/v1" + request.path
-        if find(request.method, meant).route is not None:
-            message += "; did you mean %s?" % meant
+        other = meant(request.method, request.path)
+        if other is not None:
+            message += "; did you mean %s?" % other
         raise NotFoundError(message, type="invalid_request_error", code="route_not_found")
 
     # ------------------------------------------------------------ operations
 
     def _operation(self, request: Request, entry: Entry) -> Answer:
         if "content-encoding" in request.fields:
-            _check_coding(request)
+            check_coding(request)
         data = request.body.read(self.settings.max_body)
         operation = OPERATIONS[entry.operation]
         try:
             body = read_object(data, self.settings.max_parsed)
         except APIStatusError as error:
-            known = _unread(operation, data) if error.status_code == 413 else None
+            known = unread(operation, data) if error.status_code == 413 else None
             if known is None:
                 raise
             body = known
         if "extra_params" in body:
-            return self._carry_out(request, entry, operation, _unwrapped(body), None)
+            return self._carry_out(request, entry, operation, unwrapped(body), None)
         return self._carry_out(request, entry, operation, body, data)
 
     def _elsewhere(self, request: Request, entry: Entry) -> Answer:
@@ -232,11 +236,11 @@ class Gateway:
         return self._unsupported(request, entry)
 
     def _query(self, request: Request, entry: Entry) -> Answer:
-        return self._carry_out(request, entry, OPERATIONS[entry.operation], _fields(request.query), None)
+        return self._carry_out(request, entry, OPERATIONS[entry.operation], of_query(request.query), None)
 
     def _form(self, request: Request, entry: Entry) -> Answer:
         if "content-encoding" in request.fields:
-            _check_coding(request)
+            check_coding(request)
         from ..api import audio  # a gateway that is asked for chats alone does without these
         from ..http1.multipart import MultipartReader
         from ..http1.spool import spool
@@ -331,14 +335,18 @@ class Gateway:
         if entry.anthropic:
             from ..api import messages
 
-            return _json(200, messages.models(found["data"], _fields(request.query)))
+            return _json(200, messages.models(found["data"], of_query(request.query)))
         return _json(200, found)
 
     def _model(self, request: Request, entry: Entry) -> Answer:
         asked_for = find(request.method, request.path).rest
-        name = self.settings.model_prefix + self._bare(asked_for)
-        for model in self._listed(request, entry)["data"]:
-            if model["id"] == name:
+        names = [self.settings.model_prefix + self._bare(asked_for)]
+        if asked_for.endswith("/"):
+            names.append(names[0][:-1])
+        listed = {model["id"]: model for model in reversed(self._listed(request, entry)["data"])}
+        for name in names:
+            model = listed.get(name)
+            if model is not None:
                 if entry.anthropic:
                     from ..api import messages
 
@@ -354,39 +362,8 @@ class Gateway:
         raise UnsupportedOperationError("%s is not supported by %s provider" % (entry.operation, self.provider.name))
 
 
-def _fields(query: str) -> Dict[str, Any]:
-    from urllib.parse import parse_qsl
-
-    return dict(parse_qsl(query))
-
-
 def _json(status: int, payload: Dict[str, Any]) -> Answer:
     return Answer(status, _JSON, to_json(payload))
-
-
-def _unread(operation: Operation, data: bytes) -> Optional[Dict[str, Any]]:
-    """Return what has to be known of a body that is too long to be parsed, if it only passes and that is sure."""
-    if not operation.passes or not stands_once(data):
-        return None
-    found = scan(data, _LOOKED_AT)
-    if found is None or None in found.values() or not _NEEDED.issuperset(found):
-        return None
-    if found.get("stream") and found.get("prompt") is ...:
-        return None  # how many choices will end cannot be counted
-    found["..."] = ...  # all the rest: this body cannot be printed
-    return found
-
-
-def _unwrapped(body: Dict[str, Any]) -> Dict[str, Any]:
-    """Merge what Bifrost's clients wrap in ``extra_params`` into a body, before anything in it is looked at."""
-    own = {"extra_body": body.pop("extra_body")} if "extra_body" in body else {}
-    return {**own, **merged(body)}
-
-
-def _check_coding(request: Request) -> None:
-    coding = request.fields["content-encoding"]
-    if coding and coding.lower() != "identity":
-        raise not_served(415, "unsupported_encoding", "the request body is compressed (%.40s); send it plain" % coding)
 
 
 def _transcript(answer: Answer) -> Answer:

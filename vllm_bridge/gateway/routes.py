@@ -1,8 +1,9 @@
 """Which request goes where: `ROUTES` as data, and finding one."""
 
+import re
 from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
-__all__ = ["Found", "ROUTES", "Route", "find"]
+__all__ = ["Found", "ROUTES", "Route", "find", "meant"]
 
 
 class Route(NamedTuple):
@@ -151,11 +152,12 @@ def find(method: str, path: str) -> Found:
     methods = _EXACT.get(path)
     rest = ""
     if methods is None:
-        if path.endswith("/") and path != "/":
-            path = path[:-1]
-            methods = _EXACT.get(path)
+        bare = path[:-1] if path.endswith("/") and path != "/" else path
+        methods = _EXACT.get(bare)
         if methods is None:
-            methods, rest = _match(path)
+            methods, rest = _match(bare)
+            if rest:
+                rest += path[len(bare):]  # the name of a model may end in a slash
     route = methods.get("GET" if method == "HEAD" else method)
     if route is not None:
         return Found(route, rest)
@@ -165,6 +167,15 @@ def find(method: str, path: str) -> Found:
     if "GET" in names:
         names.add("HEAD")
     return Found(None, rest, tuple(sorted(names)))
+
+
+def meant(method: str, path: str) -> Optional[str]:
+    """Return the path that one which leads nowhere was meant to be: slashes doubled, ``/v1`` missing or repeated."""
+    once = re.sub(r"/v1(?:/v1)+(?=/|\Z)", "/v1", re.sub(r"/{2,}", "/", path))
+    for candidate in (once, "/v1" + once):
+        if candidate != path and find(method, candidate) != Found():
+            return candidate
+    return None
 
 
 def _match(path: str) -> Tuple[Dict[str, Route], str]:

@@ -217,6 +217,8 @@ class Connection(BaseHTTPRequestHandler):
             framing += "Connection: close\r\n"
         elif old:
             framing += "Connection: keep-alive\r\n"
+        if status == 426:  # RFC 9110 §15.5.22
+            framing += "Connection: Upgrade\r\nUpgrade: HTTP/1.1\r\n"
         head = ("HTTP/1.1 %d %s\r\n%s%s%s\r\n" % (
             status, PHRASES.get(status, ""), fields, self.server.date_line(), framing
         )).encode("latin-1")
