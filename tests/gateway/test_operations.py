@@ -61,6 +61,6 @@ def test_the_error_of_a_chat_stream() -> None:
     ("text_completion", {"prompt_embeds": "x"}), ("embedding", {"messages": [1]}), ("responses", {"input": "x"}),
 ])
 def test_the_main_field_is_there(name: str, body: Dict[str, Any]) -> None:
-    OPERATIONS[name].check(body)
+    OPERATIONS[name].check(body, {})
     with pytest.raises(BadRequestError, match=" is required for "):
-        OPERATIONS[name].check({})
+        OPERATIONS[name].check({}, {})

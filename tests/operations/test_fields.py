@@ -122,7 +122,9 @@ def test_a_near_miss_gives_one_warning_and_is_sent(operation, name, meant):
     assert "did you mean %r" % meant in str(caught[0].message) and caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("name", ["colour", "min_k", "top_a", "guided_json", "stream", "enable_thinking", "dry_base"])
+@pytest.mark.parametrize("name", [
+    "colour", "messages[]", "min_k", "top_a", "guided_json", "stream", "enable_thinking", "dry_base",
+])
 def test_what_is_like_no_field_gives_none(name):
     assert misspelt(name, ["temperature", "top_k", "top_p", "min_p", "stream_options", "messages"]) is None
 

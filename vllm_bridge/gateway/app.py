@@ -261,7 +261,7 @@ class Gateway:
         if asked_for is not None and not isinstance(asked_for, str):
             raise invalid("model must be a string", "model")
         model = self._bare(asked_for or "") or self._only_model(operation)
-        operation.check(body)
+        operation.check(body, request.fields)
         body["model"] = entry.model = model
         others: List[str] = []
         if "fallbacks" in body:

@@ -10,6 +10,7 @@ from ..errors import error_from_payload
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer
 from ..sse import encode
+from . import token_ids
 from .errors import invalid
 
 __all__ = ["Asked", "OPERATIONS", "Opened", "Operation"]
@@ -59,8 +60,10 @@ class Operation(NamedTuple):
     passes: bool = False  # nothing of its main field has to be looked at, so that need not be parsed
     without_model: bool = False  # may be asked for without a model, where all servers have the same one
 
-    def check(self, body: Body) -> None:
-        """Raise `BadRequestError` for a request that lacks its main field."""
+    def check(self, body: Body, fields: Dict[str, str]) -> None:
+        """Raise `BadRequestError` for a request that lacks its main field; `fields` are its headers."""
+        if self.name == "embedding":
+            token_ids.look(fields, body)
         for name in self.required:
             value = body.get(name)
             if value is not None and value != []:

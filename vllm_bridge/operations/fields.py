@@ -65,6 +65,7 @@ def misspelt(name: str, fields: Iterable[str]) -> Optional[str]:
     """Return the field that a name was meant to be; ``None`` if it is one, or is like none."""
     from difflib import get_close_matches
 
+    name = name[:-2] if name.endswith("[]") else name  # a form's way to write a list
     by_letters = {_letters(field): field for field in fields}
     if name in by_letters.values():
         return None
