@@ -4,7 +4,7 @@ import pytest
 
 from vllm_bridge.http1.body import Decoder, LengthDecoder
 from vllm_bridge.http1.chunked import ChunkedDecoder
-from vllm_bridge.http1.head import ProtocolError, parse_request_head, parse_response_head
+from vllm_bridge.http1.head import ProtocolError, RequestHead, ResponseHead
 
 CHUNKS = b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
 
@@ -14,11 +14,11 @@ def decoder(head) -> Decoder:
 
 
 def of_request(lines: str) -> Decoder:
-    return decoder(parse_request_head(("POST / HTTP/1.1\r\nHost: a\r\n%s\r\n" % lines).encode()))
+    return decoder(RequestHead(("POST / HTTP/1.1\r\nHost: a\r\n%s\r\n" % lines).encode()))
 
 
 def of_response(lines: str) -> Decoder:
-    return decoder(parse_response_head(("HTTP/1.1 200 OK\r\n%s\r\n" % lines).encode(), "POST"))
+    return decoder(ResponseHead(("HTTP/1.1 200 OK\r\n%s\r\n" % lines).encode(), "POST"))
 
 
 BOTH = pytest.mark.parametrize("made", [of_request, of_response])

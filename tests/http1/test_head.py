@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_bridge.http1 import head
 from vllm_bridge.http1.head import (
-    ProtocolError, field_block, find_head_end, parse_fields, parse_request_head, parse_response_head,
+    ProtocolError, field_block, find_head_end, parse_fields, RequestHead, ResponseHead,
 )
 
 HOST = b"Host: a.example\r\n"
@@ -23,7 +23,7 @@ def request(lines: bytes = b"", line: bytes = b"POST /v1 HTTP/1.1", host: bytes 
 
 
 def test_a_request_is_read_whole() -> None:
-    head = parse_request_head(
+    head = RequestHead(
         b"POST /v1/chat/completions?a=1&b=%20 HTTP/1.1\r\nHost: localhost:8080\r\nX-Two: one\r\n"
         b"Content-Length: 12\r\nx-two:\ttwo \t\r\nEmpty:\r\nAccent: caf\xe9\r\n\r\n"
     )
@@ -47,23 +47,23 @@ def test_a_request_is_read_whole() -> None:
     (b"GET / HTTP/1.0", b"Connection: keep-alive, close\r\n", False),
 ])
 def test_keep_alive(line: bytes, connection: bytes, keep: bool) -> None:
-    assert parse_request_head(request(connection, line)).keep_alive is keep
+    assert RequestHead(request(connection, line)).keep_alive is keep
 
 
 def test_chunked_and_expect() -> None:
-    head = parse_request_head(request(b"Transfer-Encoding: Chunked\r\nExpect: 100-Continue\r\n"))
+    head = RequestHead(request(b"Transfer-Encoding: Chunked\r\nExpect: 100-Continue\r\n"))
     assert (head.chunked, head.body_length, head.expect_continue) == (True, None, True)
-    assert parse_request_head(request(b"Expect: 100-continue\r\n")).expect_continue is False
-    old = parse_request_head(request(b"Expect: 100-continue\r\nContent-Length: 3\r\n", b"POST / HTTP/1.0"))
+    assert RequestHead(request(b"Expect: 100-continue\r\n")).expect_continue is False
+    old = RequestHead(request(b"Expect: 100-continue\r\nContent-Length: 3\r\n", b"POST / HTTP/1.0"))
     assert old.expect_continue is False
 
 
 def test_a_request_without_length_has_no_body() -> None:
-    assert parse_request_head(request()).body_length == 0
+    assert RequestHead(request()).body_length == 0
 
 
 def test_cookies_are_joined_their_own_way() -> None:
-    assert parse_request_head(request(b"Cookie: a=1\r\nCookie: b=2\r\n")).fields["cookie"] == "a=1; b=2"
+    assert RequestHead(request(b"Cookie: a=1\r\nCookie: b=2\r\n")).fields["cookie"] == "a=1; b=2"
 
 
 @pytest.mark.parametrize("target, read, host", [
@@ -72,24 +72,24 @@ def test_cookies_are_joined_their_own_way() -> None:
     (b"https://[::1]:1?q", "/?q", "[::1]:1"),
 ])
 def test_an_absolute_target_names_the_host(target: bytes, read: str, host: str) -> None:
-    head = parse_request_head(request(line=b"GET " + target + b" HTTP/1.1"))
+    head = RequestHead(request(line=b"GET " + target + b" HTTP/1.1"))
     assert (head.target, head.fields) == (read, {"host": host})
 
 
 def test_options_of_the_server_itself() -> None:
-    assert parse_request_head(request(line=b"OPTIONS * HTTP/1.1")).target == "*"
-    assert parse_request_head(request(line=b"OPTIONS http://b.example HTTP/1.1")).target == "*"
+    assert RequestHead(request(line=b"OPTIONS * HTTP/1.1")).target == "*"
+    assert RequestHead(request(line=b"OPTIONS http://b.example HTTP/1.1")).target == "*"
 
 
 def test_http_1_0_needs_no_host() -> None:
-    head = parse_request_head(b"GET / HTTP/1.0\r\n\r\n")
+    head = RequestHead(b"GET / HTTP/1.0\r\n\r\n")
     assert (head.version, head.fields) == ("HTTP/1.0", {})
 
 
 def test_the_limits_are_what_is_still_read() -> None:
-    parse_request_head(request(line=b"GET /" + b"a" * (8192 - 14) + b" HTTP/1.1"))
-    parse_request_head(request(b"a: b\r\n" * 99))
-    parse_request_head(request(b"a: " + b"b" * 60000 + b"\r\n"))
+    RequestHead(request(line=b"GET /" + b"a" * (8192 - 14) + b" HTTP/1.1"))
+    RequestHead(request(b"a: b\r\n" * 99))
+    RequestHead(request(b"a: " + b"b" * 60000 + b"\r\n"))
 
 
 # ---------------------------------------------------------------- requests that are refused
@@ -181,7 +181,7 @@ REFUSED = [
 @pytest.mark.parametrize("head, status", [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_a_request_is_refused(head: bytes, status: int) -> None:
     with pytest.raises(ProtocolError) as caught:
-        parse_request_head(head)
+        RequestHead(head)
     assert caught.value.status == status
     assert str(caught.value) == caught.value.message != ""
 
@@ -192,7 +192,7 @@ def test_the_fault_is_named() -> None:
         (b"X: a\nb\r\n", "CRLF"), (b"(: a\r\n", "name"), (b"X: \x01\r\n", "control character"),
     ]:
         with pytest.raises(ProtocolError, match=words):
-            parse_request_head(request(lines))
+            RequestHead(request(lines))
 
 
 def test_an_error_can_be_pickled() -> None:
@@ -206,7 +206,7 @@ def test_an_error_can_be_pickled() -> None:
 def test_no_head_costs_more_than_its_length(hostile: bytes) -> None:
     started = time.perf_counter()
     with pytest.raises(ProtocolError):
-        parse_request_head(b"GET / HTTP/1.1\r\n" + hostile + b"\r\n")
+        RequestHead(b"GET / HTTP/1.1\r\n" + hostile + b"\r\n")
     # Milliseconds when linear, minutes when not.
     assert time.perf_counter() - started < 5
 
@@ -269,7 +269,7 @@ def test_the_start_of_a_response_is_checked_too() -> None:
 ), max_size=12))
 def test_whatever_comes_is_read_or_refused(parts: list) -> None:
     data = b"".join(parts)
-    for read in (find_head_end, parse_request_head, lambda head: parse_response_head(head, "GET")):
+    for read in (find_head_end, RequestHead, lambda head: ResponseHead(head, "GET")):
         try:
             read(data)
         except ProtocolError:
@@ -284,7 +284,7 @@ def response(lines: bytes = b"", line: bytes = b"HTTP/1.1 200 OK") -> bytes:
 
 
 def test_a_response_is_read() -> None:
-    head = parse_response_head(response(b"Server: uvicorn\r\nContent-Length: 5\r\n"), "POST")
+    head = ResponseHead(response(b"Server: uvicorn\r\nContent-Length: 5\r\n"), "POST")
     assert (head.status, head.reason, head.version) == (200, "OK", "HTTP/1.1")
     assert (head.body_length, head.chunked, head.keep_alive) == (5, False, True)
     assert head.fields == {"server": "uvicorn", "content-length": "5"}
@@ -295,7 +295,7 @@ def test_a_response_is_read() -> None:
     (b"HTTP/1.1 404 Pas trouv\xe9", "Pas trouv\xe9"),
 ])
 def test_the_reason_is_anything_or_nothing(line: bytes, reason: str) -> None:
-    assert parse_response_head(response(line=line), "GET").reason == reason
+    assert ResponseHead(response(line=line), "GET").reason == reason
 
 
 # RFC 9112 §6.3, in its order.
@@ -312,7 +312,7 @@ def test_the_reason_is_anything_or_nothing(line: bytes, reason: str) -> None:
     ("GET", b"HTTP/1.1 200 OK", b"Content-Length: 0\r\nConnection: close\r\n", 0, False, False),
 ])
 def test_how_long_a_response_is(method: str, line: bytes, lines: bytes, length: int, chunked: bool, keep: bool) -> None:
-    head = parse_response_head(response(lines, line), method)
+    head = ResponseHead(response(lines, line), method)
     assert (head.body_length, head.chunked, head.keep_alive) == (length, chunked, keep)
 
 
@@ -328,7 +328,7 @@ def test_how_long_a_response_is(method: str, line: bytes, lines: bytes, length: 
 ])
 def test_a_response_is_refused(head: bytes) -> None:
     with pytest.raises(ProtocolError):
-        parse_response_head(head, "GET")
+        ResponseHead(head, "GET")
 
 
 # ---------------------------------------------------------------- written
@@ -367,7 +367,7 @@ def test_the_fields_of_one_connection_are_those_of_the_rfc() -> None:
 
 def test_http_1_1_needs_a_host() -> None:
     """RFC 9112 §3.2."""
-    assert head.parse_request_head(b"GET / HTTP/1.0\r\n\r\n").fields == {}
+    assert head.RequestHead(b"GET / HTTP/1.0\r\n\r\n").fields == {}
     with pytest.raises(head.ProtocolError) as caught:
-        head.parse_request_head(b"GET / HTTP/1.1\r\n\r\n")
+        head.RequestHead(b"GET / HTTP/1.1\r\n\r\n")
     assert caught.value.status == 400

@@ -44,7 +44,7 @@ class Call(Exchange):
 
     __slots__ = (
         "method", "url", "headers", "body", "timeout", "cancellation", "secrets", "session", "direct", "server",
-        "started",
+        "request_id", "started",
     )
 
     def __init__(
@@ -73,15 +73,11 @@ class Call(Exchange):
         self.session = session
         self.direct = direct
         self.server = server
+        self.request_id = headers.get("X-Request-Id")  # under which the server logs the request
         self.started = time.monotonic()
 
     def __repr__(self) -> str:
         return "Call(%s %s)" % (self.method, self.url)  # the headers hold the key
-
-    @property
-    def request_id(self) -> Optional[str]:
-        """The id under which the server logs the request."""
-        return self.headers.get("X-Request-Id")
 
 
 class Reply(NamedTuple):
@@ -163,7 +159,7 @@ class OpenReply:
         self.status = status
         self.headers = headers
         self.url = call.url
-        self.request_id = headers.get("x-request-id") or call.headers.get("X-Request-Id")
+        self.request_id = headers.get("x-request-id") or call.request_id
         self.server = call.server
         self._call = call
         self._ended: Optional[float] = None

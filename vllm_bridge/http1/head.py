@@ -9,7 +9,7 @@ from typing import Dict, Iterable, Optional, Tuple, Union
 
 __all__ = [
     "FIELD_VALUE", "HOP_BY_HOP", "ProtocolError", "RequestHead", "ResponseHead", "TOKEN", "field_block",
-    "find_head_end", "parse_fields", "parse_request_head", "parse_response_head", "remains",
+    "find_head_end", "parse_fields", "remains",
 ]
 
 MAX_LINE = 8 * 1024  # bytes of a request or status line
@@ -79,9 +79,9 @@ class _Head:
 
     __slots__ = ("version", "fields", "keep_alive", "chunked", "body_length")
 
-    def __init__(self, minor: str, fields: Dict[str, str]) -> None:
-        self.version = "HTTP/1." + minor
-        self.fields = fields
+    def __init__(self, minor: str, block: str) -> None:
+        self.version = "HTTP/1.1" if minor == "1" else "HTTP/1.0"
+        self.fields = fields = _fields(block)
         connection = fields.get("connection")
         if connection is None:
             self.keep_alive = minor == "1"
@@ -109,16 +109,23 @@ class _Head:
 
 
 class RequestHead(_Head):
-    """The head of a request: ``target`` is a path with its query, or ``*``; an absolute one has become Host and path.
+    """A request's head, read from its first byte to the end of its blank line.
 
-    ``expect_continue`` says that the client waits for 100 Continue before it sends the body.
+    ``target`` is a path with its query, or ``*``; an absolute one has become Host and path. ``expect_continue`` says
+    that the client waits for 100 Continue before it sends the body. Raises ProtocolError with 400, 414, 417, 431, 501
+    or 505.
     """
 
     __slots__ = ("method", "target", "expect_continue")
 
-    def __init__(self, method: str, target: str, minor: str, fields: Dict[str, str]) -> None:
-        super().__init__(minor, fields)
-        self.method = method
+    def __init__(self, head: Buffer) -> None:
+        text = head.decode("latin-1")
+        match = _REQUEST.fullmatch(text)
+        if match is None or match.end(3) > MAX_LINE or len(text) > MAX_HEAD:
+            raise _fault(text, True)
+        self.method, target, minor, block = match.groups()
+        super().__init__(minor, block)
+        fields = self.fields
         self.target = target if target[0] == "/" else self._other_target(target)
         host = fields.get("host")
         if host is None:
@@ -153,15 +160,20 @@ class RequestHead(_Head):
 class ResponseHead(_Head):
     """The head of a response to a request of method `method`; 1xx heads included (RFC 9112 §6.3).
 
-    ``keep_alive`` is false where the body ends with the connection.
+    ``keep_alive`` is false where the body ends with the connection. Raises ProtocolError.
     """
 
     __slots__ = ("status", "reason")
 
-    def __init__(self, status: int, reason: str, minor: str, fields: Dict[str, str], method: str) -> None:
-        super().__init__(minor, fields)
-        self.status = status
-        self.reason = reason
+    def __init__(self, head: Buffer, method: str) -> None:
+        text = head.decode("latin-1")
+        match = _RESPONSE.fullmatch(text)
+        if match is None or match.start(4) > MAX_LINE + 2 or len(text) > MAX_HEAD:
+            raise _fault(text, False)
+        minor, digits, reason, block = match.groups()
+        super().__init__(minor, block)
+        self.status = status = int(digits)
+        self.reason = reason or ""
         if status < 200 or status in (204, 304) or method == "HEAD":
             self.body_length = 0
             self.chunked = False
@@ -170,29 +182,6 @@ class ResponseHead(_Head):
 
 
 # ---------------------------------------------------------------- reading
-
-
-def parse_request_head(head: Buffer) -> RequestHead:
-    """Read a request head, from its first byte to the end of its blank line.
-
-    Raises ProtocolError with 400, 414, 417, 431, 501 or 505.
-    """
-    text = head.decode("latin-1")
-    match = _REQUEST.fullmatch(text)
-    if match is None or match.end(3) > MAX_LINE or len(text) > MAX_HEAD:
-        raise _fault(text, True)
-    method, target, minor, block = match.groups()
-    return RequestHead(method, target, minor, _fields(block))
-
-
-def parse_response_head(head: Buffer, method: str) -> ResponseHead:
-    """Read the head of the response to a request of `method`; raises ProtocolError."""
-    text = head.decode("latin-1")
-    match = _RESPONSE.fullmatch(text)
-    if match is None or match.start(4) > MAX_LINE + 2 or len(text) > MAX_HEAD:
-        raise _fault(text, False)
-    minor, status, reason, block = match.groups()
-    return ResponseHead(int(status), reason or "", minor, _fields(block), method)
 
 
 def parse_fields(block: str) -> Dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, Deque, Dict, Iterator, Optional, Tuple, Union
 from .body import Decoder, LengthDecoder
 from .chunked import ChunkedDecoder
 from .connection import BLOCK, Connection, Exchange, HungUp, NotConnected, Origin, connect, is_own
-from .head import ProtocolError, ResponseHead, find_head_end, parse_response_head
+from .head import ProtocolError, ResponseHead, find_head_end
 from .tls import client_context
 
 __all__ = ["Pool", "Response"]
@@ -155,7 +155,7 @@ def _carried(
         end = data.find(b"\r\n\r\n") + 4
         if end < 4:
             data, end = _collected(connection, data, exchange)
-        response = parse_response_head(data[:end], method)
+        response = ResponseHead(data[:end], method)
         data = data[end:]
         if response.status >= 200:
             if unsent is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Optional, Tuple
 
 from ..errors import RequestCancelledError
 from ..http1 import wait
-from ..http1.head import ProtocolError, RequestHead, field_block, find_head_end, parse_request_head, remains
+from ..http1.head import ProtocolError, RequestHead, field_block, find_head_end, remains
 from .body import RequestBody
 from .request import PHRASES, Answer, Request
 
@@ -103,7 +103,7 @@ class Connection(BaseHTTPRequestHandler):
         if end < 4 or data[0] == 13:
             data, end = self._collect_head(data)
         server.idle.pop(self.connection, None)
-        head = parse_request_head(data[:end])
+        head = RequestHead(data[:end])
         self._data = data[end:]
         return head
 
