@@ -37,6 +37,7 @@ _HELP = {
     "embed": "turn texts into vectors",
     "rerank": "order documents by what they have to do with a query",
     "transcribe": "turn speech into text",
+    "batch": "answer a file of requests",
     "models": "list the models",
     "check": "see whether the server is there and how soon it answers",
     "serve": "run the gateway: one local OpenAI-compatible address in front of vLLM",
@@ -90,7 +91,7 @@ def _ask(asked: argparse.Namespace, terminal: Terminal) -> int:
     from .check import check  # the gateway starts without them
     from .commands import COMMANDS
 
-    run = check if asked.command == "check" else COMMANDS[asked.command]
+    run = check if asked.command == "check" else COMMANDS.get(asked.command) or _batch
     try:
         with _provider(asked) as provider:
             return run(provider, asked, terminal)
@@ -99,6 +100,12 @@ def _ask(asked: argparse.Namespace, terminal: Terminal) -> int:
     except ODD_ANSWER as error:
         terminal.complain(odd_answer(error))
         return 1
+
+
+def _batch(provider: VLLMProvider, asked: argparse.Namespace, terminal: Terminal) -> int:
+    from .batch import batch
+
+    return batch(provider, asked, terminal)
 
 
 def _provider(asked: argparse.Namespace) -> VLLMProvider:
@@ -129,7 +136,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: List[str]) -> argparse.Namespace:
-    parser, commands = _parsers("serve" in argv)
+    parser, commands = _parsers(argv)
     if argv and argv[0] == "help":
         argv = argv[1:2] + ["--help"]
     asked, rest = parser.parse_known_args(argv)
@@ -158,8 +165,8 @@ def _meant(words: List[str], known: Iterable[str]) -> str:
     return " (did you mean %s?)" % near[0] if near else ""
 
 
-def _parsers(serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
-    """Return the parser and those of the commands; the gateway is loaded only to `serve`."""
+def _parsers(argv: List[str]) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
+    """Return the parser and those of the commands; the gateway and the batch are loaded only where they are named."""
     parser = _Parser(
         prog="vllm-bridge", description="vLLM servers from the command line.", epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -174,7 +181,11 @@ def _parsers(serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
             name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         if name != "serve":
             _arguments(name, mine)
-        elif serve:
+        if name == "batch" and name in argv:
+            from .batch import add_arguments as add_batch_arguments
+
+            add_batch_arguments(mine)
+        elif name in argv:
             from ..gateway.settings import add_arguments
 
             add_arguments(mine)
@@ -184,7 +195,8 @@ def _parsers(serve: bool) -> Tuple[_Parser, Dict[str, argparse.ArgumentParser]]:
 def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _connection(parser, argparse.SUPPRESS)  # they may stand before the command too
-    add("--json", action="store_true", default=argparse.SUPPRESS, help="print the whole reply as JSON")
+    if name != "batch":
+        add("--json", action="store_true", default=argparse.SUPPRESS, help="print the whole reply as JSON")
     if name != "models":
         add("--model", "-m", help="the model; else VLLM_MODEL, else the only one that the server has")
     if name not in ("models", "check"):
