@@ -181,14 +181,14 @@ def _parsers(argv: List[str]) -> Tuple[_Parser, Dict[str, argparse.ArgumentParse
             name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         if name != "serve":
             _arguments(name, mine)
-        if name == "batch" and name in argv:
-            from .batch import add_arguments as add_batch_arguments
-
-            add_batch_arguments(mine)
         elif name in argv:
             from ..gateway.settings import add_arguments
 
             add_arguments(mine)
+        if name == "batch" and name in argv:
+            from .batch import add_arguments as add_batch_arguments
+
+            add_batch_arguments(mine)
     return parser, commands
 
 
