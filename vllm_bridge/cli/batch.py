@@ -1,6 +1,7 @@
 """``vllm-bridge batch IN.jsonl OUT.jsonl``: a file of requests in, a file of answers out."""
 
 import argparse
+import os
 
 from ..batch.iterate import settings_of
 from ..batch.job import Files, Job
@@ -47,7 +48,7 @@ def batch(provider: VLLMProvider, asked: argparse.Namespace, terminal: Terminal)
     """Carry out a job and return its exit code."""
     if asked.timeout is None:
         provider = provider.with_options(timeout=_TIMEOUT)
-    defaults = Defaults(asked.model, asked.url, asked.parameters, asked.text_in)
+    defaults = Defaults(asked.model or os.environ.get("VLLM_MODEL") or None, asked.url, asked.parameters, asked.text_in)
     settings = settings_of(
         defaults, asked.concurrency, asked.join, asked.patience, asked.at_most_once, asked.ordered or asked.text_out)
     files = Files(
