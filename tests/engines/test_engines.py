@@ -1,6 +1,7 @@
 """The programs of the page on engines, as they stand: the same batch on several processes.
 
-Each worker keeps to its share of the requests at a time. Dask runs a real cluster of two workers, PySpark its local mode.
+Each worker keeps to its share of the requests at a time. Dask runs a real cluster of two workers, PySpark its local
+mode.
 """
 
 import importlib.util
