@@ -30,7 +30,7 @@ _LOOK = 0.5  # seconds between two looks at how the servers stand
 _QUIET = 2.0  # seconds of silence after which a server that has work is asked whether it is there
 _ASKED = 5.0  # and between two such questions
 _CALMED = 0.02  # of its slowness that a server loses with a look
-_ANSWERING = ("completions", "responses")  # the ends of the paths where an answer is a text
+_ANSWERING = ("completions", "responses", "messages", "batch")  # the ends of the paths where an answer is a text
 
 _fleets: "weakref.WeakSet[Fleet]" = weakref.WeakSet()
 
