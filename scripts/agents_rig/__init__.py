@@ -1,0 +1,1 @@
+"""Coding agents and agent SDKs, each in a session through the gateway: see ../agents."""
