@@ -70,7 +70,7 @@ def test_lines_go_out_and_messages_to_the_errors() -> None:
     access_log.set_up("text", out, errors)
     access_log.logger.info("%s", "status=200")
     logging.getLogger("vllm_bridge.gateway").warning("one %s", "word")
-    logging.getLogger("vllm_bridge.gateway").info("not shown")
+    logging.getLogger("vllm_bridge").info("not shown")
     assert out.getvalue() == "status=200\n"
     assert errors.getvalue().endswith("Z WARNING one word\n") and errors.getvalue().count("\n") == 1
 
