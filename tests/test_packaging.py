@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Tuple[Path, Path]) 
         names = wheel.namelist()
     held = {name for name in names if ".dist-info/" not in name}
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vllm_bridge").rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts}
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"}
     assert held == here
     assert "vllm_bridge/py.typed" in held
 
