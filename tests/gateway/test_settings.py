@@ -216,6 +216,7 @@ def test_every_flag_of_the_issue_is_there() -> None:
     assert {setting.name for setting in SETTINGS} == set((
         "host port upstream upstream_key alias api_key api_key_file timeout stream_idle_timeout config workers "
         "max_body_mb max_connections allowed_origin allowed_host allowed_header passed_header log_format model_prefix "
+        "forwarded_allow_ips "
         "graceful_timeout insecure native_responses routing max_parsed_mb sse_keep_alive_interval keep_alive_timeout "
         "header_timeout body_timeout write_timeout"
     ).split())
@@ -305,3 +306,11 @@ def test_times_and_sizes_of_the_server() -> None:
     for name in names[:4]:
         with pytest.raises(ConfigError, match="--" + name.replace("_", "-")):
             read({name: "0"}, {})
+
+
+def test_the_proxies_that_are_believed() -> None:
+    assert read({"forwarded_allow_ips": ["10.0.0.1,::1", "*"]}, {}).forwarded_allow_ips == ("10.0.0.1/32,::1/128", "*")
+    assert read({}, {"VLLM_BRIDGE_FORWARDED_ALLOW_IPS": "10.0.0.0/8, 127.0.0.1"}).forwarded_allow_ips == (
+        "10.0.0.0/8", "127.0.0.1/32")
+    with pytest.raises(ConfigError, match="--forwarded-allow-ips: expected addresses and networks such as 10.0.0.0/8"):
+        read({"forwarded_allow_ips": ["proxy.example"]}, {})

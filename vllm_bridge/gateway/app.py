@@ -22,6 +22,7 @@ from .headers import Headers
 from .hosts import Hosts
 from .journal import Entry, Journal
 from .operations import OPERATIONS, Asked, Operation
+from .proxies import Proxies
 from .routes import Found, find, meant
 from .settings import Settings, read
 from .status import Status
@@ -71,6 +72,7 @@ class Gateway:
         self._authentication = Authentication(settings.api_keys)
         self._hosts = Hosts((settings.host, *settings.allowed_hosts))
         self._cors = Cors(settings.allowed_origins)
+        self._proxies = Proxies(settings.forwarded_allow_ips) if settings.forwarded_allow_ips else None
         self._redaction = Redaction(self.provider.config)
         servers = [str(key.url) for key in self.provider.config.resolved_keys()]
         extra = self.provider.config.network_config.extra_headers
@@ -169,6 +171,8 @@ class Gateway:
             entry.status = answer.status if complete else LEFT
         if entry.status == LEFT and request.stopping():
             entry.status = 503
+        if self._proxies is not None and "x-forwarded-for" in request.fields:
+            entry.client = self._proxies.client(entry.client, request.fields["x-forwarded-for"])
         self.journal.end(entry)
 
     # ------------------------------------------------------------ routes

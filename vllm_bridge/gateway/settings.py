@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..http1.head import TOKEN
 from .headers import OURS_DOWN, OURS_UP
 from .patterns import Patterns
+from .proxies import networks
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -67,6 +68,14 @@ def _header_name(ours: Patterns) -> Callable[[Any, str], str]:
         return name
 
     return check
+
+
+def _proxies(value: Any, path: str) -> str:
+    text = _text(value, path)
+    try:
+        return ",".join(networks(text))
+    except ValueError:
+        raise validate.wrong(path, "addresses and networks such as 10.0.0.0/8, or *", value) from None
 
 
 def _alias(value: Any, path: str) -> Tuple[str, str]:
@@ -164,6 +173,8 @@ SETTINGS: Tuple[Setting, ...] = (
             many=True),
     Setting("passed_header", _header_name(OURS_DOWN), (), "NAME", "header of the servers' replies that clients get, "
             "beside rate limits, openai-* and x-vllm-*; may be given several times", many=True),
+    Setting("forwarded_allow_ips", _proxies, (), "IPS", "addresses and networks of the proxies in front, with commas "
+            "between them, whose X-Forwarded-For says who a client is; * for all (default: nobody's)", many=True),
     Setting("model_prefix", _prefix, "vllm/", "TEXT", "stands before the models' ids in /v1/models; \"\" for none "
             "(default: vllm/); requests may have it or not"),
     Setting("log_format", _log_format, "text", "FORMAT", "text or json (default: text)"),
@@ -202,6 +213,7 @@ class Settings:
         self.allowed_hosts: Tuple[str, ...] = tuple(chosen["allowed_host"])
         self.allowed_headers: Tuple[str, ...] = tuple(chosen["allowed_header"])
         self.passed_headers: Tuple[str, ...] = tuple(chosen["passed_header"])
+        self.forwarded_allow_ips: Tuple[str, ...] = tuple(chosen["forwarded_allow_ips"])
         self.model_prefix: str = chosen["model_prefix"]
         self.log_format: str = chosen["log_format"]
         self.max_parsed = int(chosen["max_parsed_mb"] * _MIB)  # bytes
@@ -229,8 +241,8 @@ _SWITCHES = frozenset(("insecure", "native_responses"))  # flags that stand for 
 _MAY_BE_EMPTY = frozenset(("model_prefix",))  # for all others an empty variable is none
 _SERVED = frozenset((
     "host port workers max_body_mb max_parsed_mb max_connections allowed_origin allowed_host allowed_header "
-    "passed_header model_prefix log_format graceful_timeout insecure keep_alive_timeout header_timeout "
-    "body_timeout write_timeout sse_keep_alive_interval"
+    "passed_header forwarded_allow_ips model_prefix log_format graceful_timeout insecure keep_alive_timeout "
+    "header_timeout body_timeout write_timeout sse_keep_alive_interval"
 ).split())
 
 
