@@ -304,7 +304,7 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         if operation == "messages":
             return self._forwarded_messages(self._written("messages_stream", body, data))
         asked = body.get("stream_options")
-        usage = isinstance(asked, Mapping) and bool(asked.get("include_usage"))
+        usage = isinstance(asked, dict) and bool(asked.get("include_usage"))
         wire = self._written(operation + "_stream", body, data)
         if asked and not usage and isinstance(wire.get("stream_options"), dict):
             wire = {**wire, "stream_options": {**wire["stream_options"], "include_usage": True}}

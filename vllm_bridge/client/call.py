@@ -110,7 +110,7 @@ class Caller:
         prompt = fleet.prompt(path, wire, model, options.headers, True) if fleet.several else None
         limits = Limits(options.timeout[1], options.stream_idle_timeout, options.keep_alive_interval)
 
-        def begin(call: Call) -> Generator[bytes, None, Iterator[T]]:
+        def begin(call: Call) -> "Generator[bytes, None, Iterator[T]]":  # written out it would be made for each call
             reply = yield from _opened(self.transport.open, call, options.keep_alive_interval)
             if options.trace is not None:
                 options.trace.status, options.trace.request_id = reply.status, reply.request_id
@@ -308,7 +308,7 @@ def _items(
     trace = options.trace
     try:
         items = _result(attempts) if options.keep_alive_interval is None else (yield from attempts)
-        yield from items if trace is None else trace.counted(items)
+        yield from items if trace is None or isinstance(progress.reader, Forwarding) else trace.counted(items)
     except BridgeError as error:
         if trace is not None and error.status_code is not None:
             trace.status = error.status_code
