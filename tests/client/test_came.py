@@ -10,6 +10,7 @@ import wire
 from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, completion, delta, event
 from vllm_bridge import IncompleteStreamError, VLLMProvider
 from vllm_bridge.api.records import ChatCompletion, Completion, Record, Response, Transcription
+from vllm_bridge.api.replies import Message
 from vllm_bridge.echo import EchoServer
 
 ASK = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}]}
@@ -34,7 +35,8 @@ def test_a_reply_knows_how_it_came():
 @pytest.mark.parametrize("operation, wire_fields", [
     ("chat_completion", ASK), ("text_completion", {"prompt": "Hi"}), ("embedding", {"input": "Hi"}),
     ("embedding", {"input": "Hi", "encoding_format": "float"}), ("rerank", {"query": "a", "documents": ["b"]}),
-    ("responses", {"input": "Hi"}), ("transcription", {"file": WAV}),
+    ("responses", {"input": "Hi"}), ("transcription", {"file": WAV}), ("tokenize", {"prompt": "Hi"}),
+    ("messages", {**ASK, "max_tokens": 9}), ("score", {"text_1": "a", "text_2": "b"}),
 ])
 def test_every_kind_of_reply_knows_it(operation, wire_fields):
     with EchoServer() as server, VLLMProvider(server.url) as provider:
@@ -126,16 +128,18 @@ def test_a_stream_that_breaks_off_comes_to_an_error():
 @pytest.mark.parametrize("operation, fields, kind, text", [
     ("text_completion_stream", {"prompt": "Hi"}, Completion, " You said: Hi"),
     ("responses_stream", {"input": "Hi"}, Response, "You said: Hi"),
+    ("messages_stream", {**ASK, "max_tokens": 9}, Message, "You said: Hi"),
     ("transcription_stream", {"file": WAV}, Transcription, "I heard audio.wav: %d bytes." % len(WAV)),
 ])
 @pytest.mark.parametrize("first", [0, 3])
 def test_the_other_streams_come_to_their_own_replies(operation, fields, kind, text, first):
     with EchoServer() as server, VLLMProvider(server.url) as provider:
-        with getattr(provider, operation)(model="echo", **fields) as stream:
+        fields = {"model": "echo", **fields}
+        with getattr(provider, operation)(**fields) as stream:
             for _ in range(first):
                 next(stream)
             whole = stream.completion()
-        plain = getattr(provider, operation.replace("_stream", ""))(model="echo", **fields)
+        plain = getattr(provider, operation.replace("_stream", ""))(**fields)
     assert type(whole) is kind and stream.text.strip() == text.strip()
     assert {name for name in plain if plain[name] is not None} - {"usage"} <= set(whole)
     assert whole.get("output_text", whole.get("text")) == plain.get("output_text", plain.get("text"))

@@ -28,6 +28,10 @@ def operations() -> None:
     vllm.transcription(model="m", files="a.wav")  # mistake
     vllm.transcription(model="m", file=5)  # mistake
     vllm.transcription_stream(model="m", file="a.wav", response_format="xml")  # mistake
+    vllm.score(text1="a", text_2="b")  # mistake
+    vllm.tokenize(prompt=5)  # mistake
+    vllm.messages(model="m", messages=[], max_tokens="9")  # mistake
+    vllm.messages_stream(model="m", messages=[])  # mistake
     vllm.list_models(limit=3)  # mistake
     vllm.chat_completon(model="m", messages=[])  # mistake
 
@@ -73,6 +77,8 @@ def replies() -> None:
     print(vectors.data[0].vector)  # mistake
     print(vllm.rerank(query="a", documents=["b"]).results[0].score)  # mistake
     print(vllm.transcription(file="a.wav").txt)  # mistake
+    print(vllm.score(text_1="a", text_2="b").scores)  # mistake
+    print(vllm.messages(model="m", messages=[], max_tokens=9).choices)  # mistake
     print(vllm.list_models().models)  # mistake
 
 

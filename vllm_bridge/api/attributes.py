@@ -6,14 +6,14 @@ server left out reads ``None``. A field that nobody declared is there all the sa
 """
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NoReturn, Optional, Tuple, Type, TypeVar
 
 if TYPE_CHECKING:
     _Base = Dict[str, Any]
 else:
     _Base = dict
 
-__all__ = ["Came", "Record", "Shape", "Whole"]
+__all__ = ["Came", "Record", "Shape", "Whole", "note"]
 
 R = TypeVar("R", bound="Record")
 W = TypeVar("W", bound="Whole")
@@ -200,3 +200,4 @@ class Whole(Shape):
 
 
 _came: Any = Whole.__dict__["_came"]  # the slot; an attribute of a record cannot be set
+note: Callable[[Whole, Came], None] = _came.__set__  # as `Whole.came`, for the way of each call

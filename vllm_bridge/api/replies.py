@@ -1,7 +1,8 @@
 """The annotated shapes of replies that OpenAI's API does not have (vLLM 0.32.0); see `records`."""
 
-from typing import Any, Dict, List, Optional, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Union
 
+from .attributes import Shape, Whole
 from .folding import objects
 from .records import Record, Usage
 
@@ -15,7 +16,7 @@ __all__ = [
 # ---------------------------------------------------------------- tokens
 
 
-class Tokens(Record):
+class Tokens(Whole):
     """The reply of ``tokenize``."""
 
     count: int
@@ -24,20 +25,23 @@ class Tokens(Record):
     token_strs: Optional[List[str]]
 
 
-class Detokenized(Record):
+class Detokenized(Whole):
     """The reply of ``detokenize``: ``prompt`` is the text."""
 
     prompt: str
 
 
-class TokenizerInfo(Record):
+class TokenizerInfo(Whole):
     """The reply of ``tokenizer_info``: the model's ``tokenizer_config.json``."""
 
     tokenizer_class: str
     chat_template: Optional[str]
 
+    if TYPE_CHECKING:
+        def __getattr__(self, name: str) -> Any: ...  # type: ignore[override]  # tokenizers have fields of their own
 
-class TokenCount(Record):
+
+class TokenCount(Whole):
     """The reply of ``count_tokens``."""
 
     input_tokens: int
@@ -47,7 +51,7 @@ class TokenCount(Record):
 # ---------------------------------------------------------------- pooling models
 
 
-class Score(Record):
+class Score(Shape):
     """How alike a pair is, or how probable a label; ``index`` is the pair's place in the request."""
 
     index: int
@@ -55,7 +59,7 @@ class Score(Record):
     score: float
 
 
-class ScoreList(Record):
+class ScoreList(Whole):
     """The reply of ``score`` and of ``generative_scoring``, in the order of the request."""
 
     id: str
@@ -67,7 +71,7 @@ class ScoreList(Record):
     extra_fields: Optional[Record]
 
 
-class Classification(Record):
+class Classification(Shape):
     """The class of one input: ``probs`` has one number a class, ``label`` names the most probable one."""
 
     index: int
@@ -76,7 +80,7 @@ class Classification(Record):
     num_classes: int
 
 
-class ClassificationList(Record):
+class ClassificationList(Whole):
     """The reply of ``classify``."""
 
     id: str
@@ -88,7 +92,7 @@ class ClassificationList(Record):
     extra_fields: Optional[Record]
 
 
-class Pooled(Record):
+class Pooled(Shape):
     """What pooling makes of one input: one vector, one a token, or base64 of little-endian floats."""
 
     index: int
@@ -97,7 +101,7 @@ class Pooled(Record):
     shape: Optional[List[int]]
 
 
-class PoolingList(Record):
+class PoolingList(Whole):
     """The reply of ``pooling``."""
 
     id: str
@@ -109,7 +113,7 @@ class PoolingList(Record):
     extra_fields: Optional[Record]
 
 
-class CohereVectors(Record):
+class CohereVectors(Shape):
     """The vectors of each form that was asked for; ``embeddings["float"]`` is a field, too."""
 
     binary: Optional[List[List[int]]]
@@ -117,7 +121,7 @@ class CohereVectors(Record):
     base64: Optional[List[str]]
 
 
-class CohereEmbeddings(Record):
+class CohereEmbeddings(Whole):
     """The reply of ``embed``, Cohere's form of an embedding."""
 
     id: str
@@ -131,7 +135,7 @@ class CohereEmbeddings(Record):
 # ---------------------------------------------------------------- decisions
 
 
-class Decision(Record):
+class Decision(Whole):
     """The reply of ``decision``: an answer to each question, by its id.
 
     A yes-or-no question's answer has its probability in ``noul``, a choice's ``choice``, ``probabilities`` and
@@ -151,14 +155,14 @@ class Decision(Record):
 # ---------------------------------------------------------------- Anthropic's Messages
 
 
-class MessageUsage(Record):
+class MessageUsage(Shape):
     input_tokens: int
     output_tokens: int
     cache_creation_input_tokens: Optional[int]
     cache_read_input_tokens: Optional[int]
 
 
-class MessageBlock(Record):
+class MessageBlock(Shape):
     """One block of a message: ``text``, ``thinking`` or ``tool_use``."""
 
     type: str
@@ -170,7 +174,7 @@ class MessageBlock(Record):
     input: Optional[Record]
 
 
-class Message(Record):
+class Message(Whole):
     """The reply of ``messages``."""
 
     id: str
@@ -190,7 +194,7 @@ class Message(Record):
         return "".join(text for text in texts if isinstance(text, str))
 
 
-class MessageDelta(Record):
+class MessageDelta(Shape):
     type: Optional[str]
     text: Optional[str]
     thinking: Optional[str]
@@ -200,7 +204,7 @@ class MessageDelta(Record):
     stop_sequence: Optional[str]
 
 
-class MessageEvent(Record):
+class MessageEvent(Shape):
     """One item of ``messages_stream``."""
 
     type: str

@@ -89,7 +89,7 @@ class Reply(NamedTuple):
     url: str
     request_id: Optional[str]
     call: Optional[Call] = None
-    elapsed: Optional[float] = None  # seconds from the call to the end of the body
+    came: Came = (None, {}, None, None, None)  # for the record that is made of it
 
     def __repr__(self) -> str:
         return "Reply(%d, %d bytes from %s)" % (self.status, len(self.body), self.url)
@@ -98,11 +98,6 @@ class Reply(NamedTuple):
     def content_type(self) -> str:
         """The media type and its parameters, or ``""``."""
         return self.headers.get("content-type") or ""
-
-    @property
-    def came(self) -> Came:
-        """How the reply came, for the record that is made of it."""
-        return self.request_id, self.headers, None if self.call is None else self.call.server, self.elapsed, None
 
     def read(self, convert: Callable[[], T]) -> T:
         """Return what `convert` makes of the body; its errors then tell where the body is from, and no secret."""
@@ -239,7 +234,8 @@ class OpenReply:
         finally:
             self.close()
         data = blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        return Reply(self.status, self.headers, data, self.url, self.request_id, call, self.elapsed)
+        came = self.request_id, self.headers, call.server, time.monotonic() - call.started, None
+        return Reply(self.status, self.headers, data, self.url, self.request_id, call, came)
 
     def error(self) -> BridgeError:
         """Read the body of an error status, within bounds of bytes and time, and return the error."""

@@ -34,6 +34,7 @@ from .source import Source as Source, first_block
 if TYPE_CHECKING:
     from ..api.records import ChatCompletion, ChatCompletionChunk, Completion, Response, ResponseEvent, Transcription
     from ..api.records import TranscriptionEvent
+    from ..api.replies import Message, MessageEvent
 
 __all__ = ["GRACE", "KEEP_ALIVE", "Limits", "Progress", "Reader", "Source", "Stream", "items_of"]
 
@@ -145,6 +146,8 @@ class Stream(Generic[Item]):
         def completion(self: "Stream[Completion]") -> Completion: ...
         @overload
         def completion(self: "Stream[ResponseEvent]") -> Response: ...
+        @overload
+        def completion(self: "Stream[MessageEvent]") -> Message: ...
         @overload
         def completion(self: "Stream[TranscriptionEvent]") -> Transcription: ...
 

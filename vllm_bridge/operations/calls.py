@@ -2,7 +2,7 @@
 
 from typing import Any, Callable, Dict, Mapping, Optional, Set, Tuple, Type, TypeVar, Union
 
-from ..api.attributes import Whole
+from ..api.attributes import Whole, note
 from ..api.body import merged, object_of
 from ..api.forwarding import Forwarding
 from ..api.records import Record
@@ -134,7 +134,11 @@ class Calls:
         except BridgeError as error:
             reply.tell(error)
             raise
-        return self._finished(result, body, reply)
+        if self._options.trace is not None or self._shows_raw:
+            return self._finished(result, body, reply)
+        if isinstance(result, Whole):
+            note(result, reply.came)
+        return result
 
     def _reply(self, operation: str, body: Wire, model: Optional[str]) -> Reply:
         try:
@@ -156,7 +160,7 @@ class Calls:
 
     def _finished(self, record: R, body: Dict[str, Any], reply: Reply) -> R:
         if isinstance(record, Whole):
-            record.came(reply.came)
+            note(record, reply.came)
         config, trace = self.config, self._options.trace
         if trace is not None:
             trace.take(record.get("usage"))
