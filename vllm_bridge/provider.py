@@ -223,6 +223,10 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         """Return how often something has happened to a server, by its URL and what it was: away, back, ..."""
         return dict(self._caller.fleet.changes)
 
+    def share(self) -> None:
+        """Share what several servers have seen with the processes that are forked from this one from now on."""
+        self._caller.fleet.share()
+
     def tidy(self) -> None:
         """Close the idle connections that are too old or have ended, as calls do; ask what several servers have now."""
         self._caller.tidy(self._options)

@@ -1,12 +1,15 @@
 """The ways of choosing a server, on numbers alone."""
 
+import array
 import collections
+import os
 import random
 
 import pytest
 
 from vllm_bridge.client import routing
 from vllm_bridge.client.fleet import Fleet
+from vllm_bridge.client.prefixes import Prefixes, SharedPrefixes
 from vllm_bridge.config.settings import ROUTING, Key
 from vllm_bridge.api.body import Written
 
@@ -195,7 +198,7 @@ def test_a_long_text_that_begins_alike_is_known_by_its_pieces():
 
 
 def test_only_the_newest_prefixes_are_kept():
-    prefixes = routing.Prefixes(kept=100)
+    prefixes = Prefixes(kept=100)
     for number in range(1000):
         prompt = routing.measured(chat("the same", "%d" % number), True)
         prefixes.unseen(prompt)
@@ -205,6 +208,62 @@ def test_only_the_newest_prefixes_are_kept():
     assert [part[0] for part in seen] == [1, -1] and seen[0][3] == 1, "what is used is kept"
     prefixes.forget(1)
     assert [part[0] for part in prefixes.unseen(routing.measured(chat("the same"), True))] == [-1]
+
+
+def shared():
+    return SharedPrefixes(memoryview(array.array("Q", [0]) * SharedPrefixes.CELLS))
+
+
+def test_shared_memory_knows_what_memory_of_ones_own_knows():
+    own, other, lot = Prefixes(), shared(), random.Random(3)
+    bits = [(own.join(name), other.join(name)) for name in ("http://a", "http://b", "http://c")]
+    assert bits == [(1, 1), (2, 2), (4, 4)] and other.join("http://b") == 2
+    conversations = [["system %d" % (number % 2), "question %d" % number] for number in range(20)]
+    for _ in range(300):
+        texts = lot.choice(conversations)
+        texts += [str(lot.random()), str(lot.random())]
+        prompt = routing.measured(chat(*texts, user=lot.choice((None, "u"))), True)
+        seen = own.unseen(prompt)
+        assert seen == other.unseen(prompt)
+        bit, place = lot.choice((1, 2, 4)), 0
+        for part in seen:
+            if part[0] & bit:
+                place = prompt.place = part[3]
+                break
+        for memory in (own, other):
+            memory.note(prompt, bit, place)
+
+
+def test_what_a_server_has_not_seen_after_all_is_taken_back_in_shared_memory_too():
+    for memory in (Prefixes(), shared()):
+        prompt = routing.measured(chat("system", "question"), True)
+        memory.note(prompt, 2, 0)
+        assert [part[0] for part in memory.unseen(prompt)] == [2, -1]
+        memory.undo(prompt, 2)
+        assert [part[0] for part in memory.unseen(prompt)] == [-1]
+
+
+def test_more_servers_than_shared_memory_has_bits_for():
+    memory = shared()
+    bits = [memory.join("http://server-%d" % number) for number in range(100)]
+    assert len(set(bits[:32])) == 32 and set(bits) == set(bits[:32])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_workers_know_what_another_one_has_sent_where():
+    fleet = fleet_of(A, B, C)
+    fleet.share()
+    texts = [long("system "), long("first ")]
+    pid = os.fork()
+    if not pid:
+        os._exit("abc".index(send(fleet, chat(*texts), exclude={A, C})[0]))
+    assert os.waitpid(pid, 0)[1] >> 8 == 1
+    for turn in range(3):
+        texts += ["answer %d" % turn, "question %d" % turn]
+        name, prompt = send(fleet, chat(*texts))
+        assert name == "b"
+        finish(fleet, prompt)
 
 
 def test_a_request_counts_at_one_server_at_a_time():

@@ -16,7 +16,6 @@ from typing import (
     Optional,
     TypeVar,
     Union,
-    cast,
 )
 
 from ..api.body import Written, decode, replaced, to_json
@@ -80,12 +79,14 @@ class Caller:
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
         fleet = self.fleet
+        reply: Reply
         if not fleet.several:
-            return cast(Reply, _result(self._attempts(None, method, path, wire, model, options)))
+            reply = _result(self._attempts(None, method, path, wire, model, options))
+            return reply
         prompt = fleet.prompt(path, wire, model, options.headers, False)
         length = 0
         try:
-            reply: Reply = _result(self._attempts(None, method, path, wire, model, options, prompt))
+            reply = _result(self._attempts(None, method, path, wire, model, options, prompt))
             fleet.answered(prompt)
             length = len(reply.body) // 4 if prompt.answer else 0
         finally:

@@ -5,6 +5,7 @@ probed: by one request where a failure costs that nothing, else by being asked f
 Keys with the same URL share the server, and so all that is known of it.
 """
 
+import mmap
 import os
 import random as _random
 import threading
@@ -17,6 +18,7 @@ from ..errors import BadRequestError, InternalServerError, NotFoundError
 from . import routing
 from .directory import Directory, Server
 from .keys import Rule
+from .prefixes import Prefixes, SharedPrefixes
 from .routing import Prompt
 
 __all__ = ["FIRST_COOL_OFF", "LONGEST_COOL_OFF", "Fleet"]
@@ -85,10 +87,9 @@ class Fleet(Directory):
         self.asked_at: Optional[float] = None
         self.down: Dict[Optional[str], _Down] = {}
         self.resting: Set[Server] = set()  # the servers that sleep
-        self._prefixes = routing.Prefixes()
+        self._prefixes: Prefixes = Prefixes()
         self._pace = routing.Pace()
         self._answer = routing.ANSWER  # tokens of an answer, on average
-        self._bits = 0
         self._looked_at = 0.0
         self.set_keys(keys)
         _fleets.add(self)
@@ -101,11 +102,18 @@ class Fleet(Directory):
             self._weightless = not all(key.weight for key in self.keys)
             for server in gone:
                 if self.servers.get(server.url) is not server:
-                    self._bits &= ~server.bit
-                    self._prefixes.forget(server.bit)
+                    self._prefixes.leave(server.bit)
             self.down = {url: down for url, down in self.down.items() if url in self.servers}
             self.resting.intersection_update(self.servers.values())
             self.to_ask.intersection_update(self.servers.values())
+
+    def share(self) -> None:
+        """Share what the servers have seen with the processes that are forked from this one from now on."""
+        with self._lock:
+            memory = mmap.mmap(-1, 8 * SharedPrefixes.CELLS)  # what is not written to costs nothing
+            self._prefixes = SharedPrefixes(memoryview(memory).cast("Q"))
+            for server in self.servers.values():
+                server.bit = self._prefixes.join(server.url)
 
     def forked(self) -> None:
         """Begin anew in a child process: threads and requests are the parent's."""
@@ -117,9 +125,8 @@ class Fleet(Directory):
             server.waiting, server.running, server.answering = 0.0, 0, 0.0
 
     def _joined(self, url: Optional[str], before: Dict[Optional[str], Server]) -> Server:
-        server, used = super()._joined(url, before), self._bits
-        server.bit = ~used & (used + 1)  # the lowest that is free
-        self._bits |= server.bit
+        server = super()._joined(url, before)
+        server.bit = self._prefixes.join(url)
         if before:
             self._begin_gently(server)
         return server

@@ -8,20 +8,20 @@ from itertools import accumulate
 from marshal import dumps
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from .prefixes import Prefixes
+
 if TYPE_CHECKING:
     from .keys import Rule
 
-__all__ = ["Load", "Prefixes", "Prompt", "WAYS", "expected_wait", "least_requests"]
+__all__ = ["Load", "Prompt", "WAYS", "expected_wait", "least_requests"]
 
 REQUEST = 50.0  # tokens that a running request delays another by, whatever it is
 TOKEN = 2.0  # tokens of a prompt that one of an answer is worth
-ALONE = 3.0  # how much heavier a message weighs with which only one conversation has gone on: it helps nobody else
 LEAST = 50.0  # tokens of which an expectation is one
 
 ANSWER = 64.0  # tokens of an answer whose length nobody has said
 _PIECE = 4096  # characters of a text that is looked at in pieces
 _TEXT = frozenset((str,))
-_KEPT = 10000  # prefixes of one of two generations: at least so many of the newest are kept
 _MEMORY = 0.05  # weight of a new observation
 _SLOWEST, _FASTEST = 8.0, 0.2
 _ALIKE = 0.7  # servers that differ by less share what comes while they have nothing to do
@@ -138,91 +138,6 @@ def _add(pieces: List[Any], text: Any) -> None:
         pieces.append(text)
     else:
         pieces += [text[start:start + _PIECE] for start in range(0, len(text), _PIECE)]
-
-
-class Prefixes:
-    """Beginnings of prompts, and which servers have seen them; the newest are kept."""
-
-    def __init__(self, kept: int = _KEPT) -> None:
-        self._kept = kept
-        # By mark: [bits of the servers, the mark that followed, whether others have followed too].
-        self._young: Dict[int, List[Any]] = {}
-        self._old: Dict[int, List[Any]] = {}
-
-    def unseen(self, prompt: Prompt) -> List[Tuple[int, float, int, int]]:
-        """Return what is new to whom: (servers, tokens weighted, characters, place of the first new message) each.
-
-        The last one is for all the other servers.
-        """
-        entries: List[Any] = [*map(self._young.get, prompt.marks)]
-        if self._old and None in entries:
-            self._renew(prompt.marks, entries)
-        place = len(entries)
-        weight, weighted, plain, done = ALONE / 4.0, 0.0, 0, 0
-        found: List[Tuple[int, float, int, int]] = []
-        for entry, size in zip(reversed(entries), reversed(prompt.sizes)):
-            if entry is not None:
-                new = entry[0] & ~done
-                if new:
-                    found.append((new, weighted, plain, place))
-                    done |= new
-                if entry[2]:
-                    weight = 0.25  # several conversations have gone on from here: a later one will find it seen
-            place -= 1
-            plain += size
-            weighted += weight * size
-        found.append((-1, weighted, plain, 0))
-        return found if prompt.session is None else self._with_session(prompt, found, done)
-
-    def _with_session(
-        self, prompt: Prompt, found: List[Tuple[int, float, int, int]], done: int
-    ) -> List[Tuple[int, float, int, int]]:
-        """Take whoever had the session before for one that has seen all but the last message, or half of it."""
-        entry = self._young.get(prompt.session or 0) or self._old.get(prompt.session or 0)
-        had = 0 if entry is None else entry[0] & ~done
-        if had:
-            last = prompt.sizes[-1] if len(prompt.sizes) > 1 else sum(prompt.sizes) // 2
-            found.insert(0, (had, ALONE / 4.0 * last, last, 0))
-        return found
-
-    def note(self, prompt: Prompt, bit: int, place: int) -> None:
-        """Note that a server sees a prompt, whose messages before a place it has seen."""
-        marks, young = prompt.marks, self._young
-        before = young.get(marks[place - 1]) if place else None
-        for mark in marks[place:] if place else marks:
-            entry = young.get(mark)
-            if entry is None:
-                entry = young[mark] = [bit, None, False]
-            else:
-                entry[0] |= bit
-            if before is not None and before[1] != mark:
-                if before[1] is None:
-                    before[1] = mark
-                else:
-                    before[2] = True
-            before = entry
-        if prompt.session is not None:
-            young[prompt.session] = [bit, None, False]
-        if len(young) > self._kept:
-            self._old, self._young = young, {}
-
-    def undo(self, prompt: Prompt, bit: int) -> None:
-        """Note that a server has not seen a prompt after all."""
-        for mark in prompt.marks[prompt.place:]:
-            entry = self._young.get(mark)
-            if entry is not None:
-                entry[0] &= ~bit
-
-    def forget(self, bit: int) -> None:
-        """Forget what a server has seen: it begins anew."""
-        for entry in list(self._young.values()) + list(self._old.values()):
-            entry[0] &= ~bit
-
-    def _renew(self, marks: Sequence[int], entries: List[Any]) -> None:
-        """Count what is used again as new."""
-        for at, entry in enumerate(entries):
-            if entry is None and marks[at] in self._old:
-                entries[at] = self._young[marks[at]] = self._old.pop(marks[at])
 
 
 # ---------------------------------------------------------------- the ways

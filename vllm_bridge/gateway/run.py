@@ -77,6 +77,8 @@ def serve(
         print("vllm-bridge: cannot listen on %s:%d: %s" % (settings.host, settings.port, reason), file=errors)
         return 1
     current = _Current(Gateway(settings), again)
+    if settings.workers > 1:
+        current.gateway.provider.share()
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))  # until somebody listens to it
     banner = _Banner(settings, current.gateway.provider, sock, lines)
