@@ -3,7 +3,7 @@
 import gzip
 import json
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import pytest
 
@@ -36,6 +36,21 @@ ROUTES: Dict[str, Tuple[str, Any]] = {
     "responses, stream": (RESPONSES, {"model": "m", "input": "x", "stream": True}),
     "native responses": (RESPONSES, {"model": "m", "input": "x"}),
     "native responses, stream": (RESPONSES, {"model": "m", "input": "x", "stream": True}),
+    "translation": ("/v1/audio/translations", FORM % b""),
+    "translation, stream": ("/v1/audio/translations", FORM % STREAMED),
+    "messages": ("/v1/messages", dict(chat("x"), max_tokens=9)),
+    "messages, stream": ("/v1/messages", dict(chat("x", stream=True), max_tokens=9)),
+    "count_tokens": ("/v1/messages/count_tokens", chat("x")),
+    "batch": ("/v1/chat/completions/batch", {"model": "m", "messages": [[{"role": "user", "content": "x"}]]}),
+    "tokenize": ("/tokenize", {"model": "m", "prompt": "x"}),
+    "detokenize": ("/detokenize", {"model": "m", "tokens": [1]}),
+    "tokenizer_info": ("/tokenizer_info?model=m", None),
+    "score": ("/v1/score", {"model": "m", "text_1": "x", "text_2": "y"}),
+    "classify": ("/classify", {"model": "m", "input": "x"}),
+    "pooling": ("/pooling", {"model": "m", "input": "x"}),
+    "embed": ("/v2/embed", {"model": "m", "texts": ["x"], "input_type": "search_query", "embedding_types": ["float"]}),
+    "decision": ("/v1/decisions", {"model": "m", "input": "x"}),
+    "images": ("/v1/images/generations", {"model": "m", "prompt": "x"}),
     "models": ("/v1/models", None),
     "one model": ("/v1/models/m", None),
 }
@@ -99,9 +114,18 @@ def asked(address: Address, route: str) -> Answer:
     return ask(address, "GET" if body is None else "POST", path, body, MULTIPART if type(body) is bytes else None)
 
 
-def assert_502(found: Answer, log: str) -> None:
-    assert found.status == 502, found.body
-    assert set(found.error) == {"message", "type", "param", "code"} and isinstance(found.error["message"], str)
+# What an error has where people use OpenAI's clients, and Anthropic's.
+OPENAI, ANTHROPIC = {"message", "type", "param", "code"}, {"message", "type"}
+
+
+def shape(route: str) -> Set[str]:
+    return ANTHROPIC if "/messages" in ROUTES[route][0] else OPENAI
+
+
+def assert_502(found: Answer, route: str, log: str) -> None:
+    assert found.status == 502, (route, found.body)
+    assert set(found.error) == shape(route) and isinstance(found.error["message"], str)
+    assert found.json.get("type") == ("error" if shape(route) is ANTHROPIC else None)
     assert MARK not in found.body.decode() + str(found.headers) and "127.0.0.1" not in found.body.decode()
     assert found.headers["content-type"] == "application/json" and found.headers["x-request-id"] in log
 
@@ -113,7 +137,7 @@ def test_what_cannot_be_read_is_a_502_without_the_servers_bytes(reply: str, capl
             with gateway(server, native=native) as address:
                 for route in ROUTES:
                     if route.startswith("native") is native:
-                        assert_502(asked(address, route), caplog.text)
+                        assert_502(asked(address, route), route, caplog.text)
 
 
 # ---------------------------------------------------------------- after the first event
@@ -125,6 +149,8 @@ FIRST: Dict[str, Any] = {
     "transcription, stream": {"object": "transcription.chunk", "choices": [{"delta": {"content": "a"}}]},
     "responses, stream": delta("a"),
     "native responses, stream": MADE,
+    "translation, stream": {"object": "translation.chunk", "choices": [{"delta": {"content": "a"}}]},
+    "messages, stream": {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "a"}},
 }
 LATER: Dict[str, List[Any]] = {
     "a text": [chunk(b"data: %s\n\n" % MARK.encode()), LAST_CHUNK],
@@ -154,7 +180,7 @@ def test_what_cannot_be_read_in_a_stream_is_an_error_event(
         with gateway(server, native=route.startswith("native")) as address:
             found = asked(address, route)
     error, before = last_error(found)
-    assert error["message"] and {"message", "type", "param", "code"} <= set(error) and "[DONE]" not in before
+    assert error["message"] and shape(route) <= set(error) and "[DONE]" not in before
     assert MARK not in found.body.decode() and "127.0.0.1" not in found.body.decode()
     assert lines[0]["status"] == 502 and lines[0]["request_id"] in caplog.text
 
