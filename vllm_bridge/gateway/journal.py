@@ -178,9 +178,8 @@ class Journal:
 
     def _count_servers(self, entry: Entry) -> None:
         trace = entry.trace
-        failed = [str(key.url) for key in trace.failed]
-        for url in failed:
-            self._metrics.attempted(url)
+        for key in trace.failed:
+            self._metrics.attempted(str(key.url))
         if trace.key is None:
             return
         before = None if trace.sent is None else max(0.0, trace.sent - entry.started)
@@ -188,9 +187,8 @@ class Journal:
             str(trace.key.url), entry.status, before,
             None if entry.first is None or before is None else entry.first - before,
             (trace.prompt_tokens, trace.completion_tokens, trace.cached_tokens),
+            1 if trace.attempts > len(trace.failed) or not trace.failed else 0,  # the last one has not failed
         )
-        if not failed or trace.attempts > len(failed):  # the last one has not failed
-            self._metrics.attempted(str(trace.key.url))
 
     def _state(self, ended: List[Entry]) -> None:
         none = dict.fromkeys([entry.operation for entry in ended if entry.counted], 0)

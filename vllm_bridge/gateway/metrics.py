@@ -42,6 +42,7 @@ class _ServerRows(NamedTuple):
     delay: Row
     first: Row
     tokens: Tuple[Row, ...]
+    totals: Dict[int, Row]  # by status
 
 
 class Metrics:
@@ -79,7 +80,7 @@ class Metrics:
         fallbacks: int = 0,
     ) -> None:
         """Count a request as answered; `first` is the seconds until its first token."""
-        name = self._model(model, status)
+        name = "" if model is None else self._models.get(model) or self._model(model, status)
         key = (operation, name, status)
         rows = self._of_request.get(key)
         if rows is None:
@@ -103,19 +104,25 @@ class Metrics:
         before: Optional[float],
         first: Optional[float],
         tokens: Tuple[int, int, int],
+        attempts: int = 0,
     ) -> None:
-        """Count a request for the server that was asked last.
+        """Count a request for the server that was asked last, and the attempts there that have not been counted yet.
 
         `before` is the seconds until the request left, `first` those from then to the first token.
         """
-        rows = self._of_server(server)
-        self._row(_counter, "server_requests_total", server=rows.name, status=status)[0] += 1
+        rows = self._servers.get(server) or self._of_server(server)
+        total = rows.totals.get(status)
+        if total is None:
+            total = rows.totals[status] = self._row(_counter, "server_requests_total", server=rows.name, status=status)
+        total[0] += 1
+        rows.attempts[0] += attempts
         if before is not None:
             _observe(rows.delay, before)
         if first is not None:
             _observe(rows.first, first)
         for row, count in zip(rows.tokens, tokens):
-            row[0] += count
+            if count:
+                row[0] += count
 
     def attempted(self, server: str) -> None:
         """Count a request that was sent to a server, whatever became of it."""
@@ -143,6 +150,7 @@ class Metrics:
                 self._row(_histogram, "server_first_token_seconds", server=name),
                 tuple(self._row(_counter, "server_tokens_total", server=name, direction=direction)
                       for direction in ("prompt", "completion", "cached")),
+                {},
             )
             if name is not _OTHER:
                 self._servers[server] = rows
@@ -189,16 +197,11 @@ class Metrics:
             row = self._rows[key] = self._counters.row(*describe("vllm_bridge_%s{%s}" % (name, text)))
         return row
 
-    def _model(self, model: Optional[str], status: int) -> str:
-        """Return the label of a model: its name once a server has answered for it."""
-        if model is None:
-            return ""
-        label = self._models.get(model)
-        if label is None:
-            if status >= 400 or len(self._models) >= _MOST_MODELS or len(model) > 200:
-                return _OTHER
-            label = self._models[model] = model
-        return label
+    def _model(self, model: str, status: int) -> str:
+        """Return the label of a model that has none yet: its name once a server has answered for it."""
+        if status >= 400 or len(self._models) >= _MOST_MODELS or len(model) > 200:
+            return _OTHER
+        return self._models.setdefault(model, model)
 
 
 def _observe(row: Row, seconds: float) -> None:
