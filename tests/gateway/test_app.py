@@ -168,6 +168,16 @@ def test_a_dead_server_costs_nothing(echo: EchoServer) -> None:
         assert "vllm_bridge_cooled_servers 1\n" in text
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_prefix_is_taken_off_whatever_the_servers_have(echo: EchoServer, count: int) -> None:
+    with EchoServer(models=("other",)) as second:
+        with gateway(provider={"keys": [{"url": echo.url}, {"url": second.url}][:count]}) as address:
+            assert ask(address, "POST", CHAT, chat("x", model="vllm/echo")).status == 200
+            for _ in range(2):
+                found = ask(address, "POST", CHAT, chat("x", model="vllm/vllm/echo"))
+                assert found.status == 404 and "`vllm/echo` does not exist" in found.error["message"]
+
+
 def test_keys_by_model_and_by_name(echo: EchoServer) -> None:
     with EchoServer(models=("big",)) as second:
         keys = [{"url": echo.url, "models": ["echo"], "name": "small", "id": "1"},

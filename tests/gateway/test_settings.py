@@ -222,6 +222,13 @@ def test_every_flag_of_the_issue_is_there() -> None:
     ).split())
 
 
+def test_an_upstream_given_twice_is_one() -> None:
+    given = read({"upstream": ["http://gpu:8000", "gpu:8000/v1/", "http://other"]}, {})
+    assert [key.url for key in given.provider.keys] == ["http://gpu:8000", "http://other"]
+    environ = {"VLLM_BASE_URL": "http://a, http://b,http://a/"}
+    assert [key.url for key in ProviderConfig(environ=environ).resolved_keys(environ)] == ["http://a", "http://b"]
+
+
 def test_the_way_of_choosing_a_server() -> None:
     assert read({}, {}).provider.routing == "expected_wait"
     assert read({"routing": "random"}, {}).provider.routing == "random"

@@ -21,6 +21,7 @@ class Attempts:
         self.tried: FrozenSet[Key] = frozenset()  # in this round
         self._fleet = fleet
         self._model = model
+        self._direct = options.direct
         self._pinned = bool(options.key_id or options.key_name)
         self._policy = RetryPolicy(options.max_retries, network.retry_backoff_initial_ms, network.retry_backoff_max_ms)
         self._retries = 0
@@ -80,7 +81,8 @@ class Attempts:
         if self._missing is None:
             self._missing = error
         if self._pinned or not fleet.several:
-            return 0.0 if fleet.renames(model, not again) else None
+            # A gateway has taken off what it takes off.
+            return 0.0 if not self._direct and fleet.renames(model, not again) else None
         fleet.succeeded(key)
         fleet.lacks(key, model)
         again = key in self.tried

@@ -221,6 +221,8 @@ class Caller:
         if not (options.key_id or options.key_name) and isinstance(model, str) and model not in fleet.known:
             models.learn(self, model, options)
         key = fleet.select(model, tried, options.key_id, options.key_name, prompt)
+        if options.direct and model in fleet.bare:  # a gateway has taken off what it takes off
+            raise fleet.nobody_has(model)
         if fleet.resting and fleet.servers[key.url].sleeping:
             models.wake(self, key, options)
         return key

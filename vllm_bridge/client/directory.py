@@ -200,7 +200,7 @@ class Directory:
         if not found:
             found = self._perhaps(model, rules)
         if not found:
-            raise self._nobody_has(model)
+            raise self.nobody_has(model)
         return found
 
     def _named(self, model: str, rules: List[Rule]) -> List[Rule]:
@@ -225,7 +225,7 @@ class Directory:
             untold = [rule for rule in untold if not rule.server.silent]
         return untold
 
-    def _nobody_has(self, model: str) -> NotFoundError:
+    def nobody_has(self, model: Optional[str]) -> NotFoundError:
         """Return the error for a model that no server has; it lists those that there are."""
         names: Set[str] = set()
         for rule in self._rules:
