@@ -30,6 +30,7 @@ CREDENTIALS = [
 ]
 IDENTITY = [
     "x-forwarded-for", "x-forwarded-user", "forwarded", "x-real-ip", "true-client-ip", "cf-connecting-ip", "via",
+    "x-client-ip", "x-envoy-external-address", "x-method-override", "if-none-match", "range", "x-original-host",
     "x-original-url", "x-rewrite-url", "x-http-method-override", "origin", "referer", "sec-fetch-site", "if-match",
 ]
 

@@ -7,7 +7,8 @@ from vllm_bridge.gateway.patterns import Patterns
 
 @pytest.mark.parametrize("pattern, name, expected", [
     ("a", "A", True), ("a", "ab", False), ("x-*", "x-", True), ("x-*", "x", False), ("*-x", "a-X", True),
-    ("a*b*c", "abc", True), ("a*b*c", "acbc", True), ("a*b*c", "acb", False), ("*a*", "bab", True), ("a*a", "a", False),
+    ("a*b*c", "abc", True), ("a*b*c", "acbc", True), ("a*b*c", "acb", False),
+    ("a*b*c", "axxc", False), ("*a*", "bab", True), ("a*a", "a", False),
     ("", "", True), ("*", "", True), ("*", "a/b", False), ("*/b", "a/b", True), ("a.c", "abc", False),
     ("**", "anything", True), ("[a]", "a", False), ("\\d*", "1", False),
 ])

@@ -95,3 +95,21 @@ def test_a_server_at_several_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     for host in ("127.0.0.1", "127.0.0.2"):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, server.server_port), 30)
+
+
+def test_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    bind = socket.create_server
+
+    def only_four(address: Any, *, family: int, backlog: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return bind(address, family=family, backlog=backlog)
+
+    monkeypatch.setattr(socket, "create_server", only_four)
+    for host, expected in (("::", "0.0.0.0"), ("localhost", "127.0.0.1")):
+        listener = listen(host, 0)
+        assert [sock.getsockname()[0] for sock in listener.sockets] == [expected]
+        listener.close()
+    with pytest.raises(OSError) as caught:
+        listen("::1", 0)
+    assert caught.value.errno == errno.EAFNOSUPPORT

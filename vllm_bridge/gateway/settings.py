@@ -166,8 +166,8 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("allowed_origin", _text, (), "ORIGIN", "origin whose web pages may call; * allows all; may be given "
             "several times (default: those of this machine)", many=True),
     Setting("allowed_host", _host_name, (), "NAME", "name under which a gateway without API keys may be asked, beside "
-            "addresses and this machine's own; *.example allows all under example; may be given several times",
-            many=True),
+            "addresses, this machine's own and those without a dot; *.example allows all under example; may be given "
+            "several times", many=True),
     Setting("allowed_header", _header_name(OURS_UP), (), "NAME", "header of clients that goes on to the servers, "
             "beside those of tracing and vLLM's own; x-team-* allows all that begin so; may be given several times",
             many=True),
