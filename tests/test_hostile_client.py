@@ -274,7 +274,7 @@ TARGETS = [
     "/health/../metrics", "/health/x", "/health%2f..%2fmetrics", "/health;/metrics", "/metrics%00", "/metrics%20",
     "/METRICS", "/metrics.json", "/%2e%2e/%2e%2e/etc/passwd", "/v1/models/%2e%2e%2f%2e%2e%2fmetrics",
     "/v1/models/a%0d%0aX-Evil:%201", "/%0d%0aX-Evil:%201", "/\xff", "/%ff%fe", "/%", "/%zz", "/%u0041", "/..;/metrics",
-    "/v1/models/" + "a" * 4000, "/tokenize", "/invocations", "/v1/load_lora_adapter", "/docs", "/openapi.json",
+    "/v1/models/" + "a" * 4000, "/invocations", "/v1/load_lora_adapter", "/docs", "/openapi.json",
     "/v1/chat/completions%2f..", "/openai/openai/v1/models", "/anthropic/v1/../../metrics", "http://a/../metrics",
 ]
 

@@ -27,6 +27,8 @@ VLLM = os.environ.get("VLLM_BRIDGE_LIVE_VLLM", "0.32.0")
 TORCH = os.environ.get("VLLM_BRIDGE_LIVE_TORCH", "2.13.0")           # the one that this vLLM pins
 AUDIO = ["soundfile", "av", "soxr", "scipy"]           # what vLLM imports for /v1/audio/*
 CLIENT = ["requests>=2.28", "pytest>=7"]
+# Clients of other APIs that a vLLM server has: without them their tests are left out.
+PEERS = ["anthropic", "cohere", "langchain-cohere"]
 # The wheel asks for these too; torchvision and friends have no CPU builds beside this torch and text models do without.
 LEFT_OUT = re.compile(r"(torch|torchvision|torchaudio|torchcodec|triton)\b")
 PYTHONS = ["python3.11", "python3.12", "python3.13", "python3.10", "python3"]
@@ -203,9 +205,9 @@ def server_python() -> str:
 
 
 def client_python() -> str:
-    """Give the Python that runs the tests: requests and pytest, nothing else."""
+    """Give the Python that runs the tests: requests, pytest, and other APIs' clients where they can be had."""
     root = cache()
-    folder = root / ("client-%s" % fingerprint(CLIENT + [sys.version]))
+    folder = root / ("client-%s" % fingerprint(CLIENT + PEERS + [sys.version]))
     python = folder / "bin" / "python"
     with locked(root):
         if not ready(folder):
@@ -216,5 +218,7 @@ def client_python() -> str:
             if not made or not step("install pytest and requests", [
                     str(python), "-m", "pip", "--no-input", "--disable-pip-version-check", "install"] + CLIENT, log):
                 raise Impossible("the tests' own environment failed: %s" % reason(log))
+            step("install other APIs' clients", [
+                str(python), "-m", "pip", "--no-input", "--disable-pip-version-check", "install"] + PEERS, log)
             (folder / "ready").touch()
     return str(python)

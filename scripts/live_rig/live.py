@@ -34,6 +34,8 @@ FATAL = "test_faults.py"
 NEEDS: Dict[str, Tuple[str, ...]] = {
     "test_chat.py": ("chat",),
     "test_text.py": ("chat",),
+    "test_messages.py": ("chat",),
+    "test_tokens.py": ("chat",),
     "test_responses.py": ("chat",),
     "test_errors.py": ("chat",),
     "test_abort.py": ("chat",),

@@ -288,6 +288,24 @@ def test_rerank_prints_the_best_first(run: Callable[..., Ran]) -> None:
     assert [result["index"] for result in best] == [1]
 
 
+def test_tokens_scores_and_classes(run: Callable[..., Ran], echo: EchoServer, tmp_path: Path) -> None:
+    ids = run("tokenize", "Hello", "there").out
+    assert len(ids.split()) == 2 and run("detokenize", *ids.split()).out == "Hello there\n"
+    assert run("detokenize", stdin=ids.encode()).out == "Hello there\n"
+    assert json.loads(run("tokenize", "--json", "-p", "return_token_strs=true", "a b").out)["token_strs"] == ["a", " b"]
+    assert len(run("tokenize", "-p", 'messages=[{"role": "user", "content": "a b c"}]').out.split()) == 3
+    assert "a token is a number" in complaint(run("detokenize", "x"), 2)
+    assert run("score", "the cat", "a cat", "the cat").out == "0.333333\ta cat\n1.000000\tthe cat\n"
+    assert json.loads(run("score", "--json", "a", "b").out)["data"][0]["score"] == 0.0
+    label, probability, text = run("classify", "Win a prize").out.rstrip("\n").split("\t")
+    assert label.startswith("LABEL_") and float(probability) >= 0.5 and text == "Win a prize"
+    assert json.loads(run("classify", "--json", stdin=b"a\nb\n").out)["data"][1]["num_classes"] == 2
+    audio = tmp_path / "a.wav"
+    audio.write_bytes(b"RIFFxxxxWAVE")
+    assert "I heard a.wav" in run("translate", str(audio)).out and echo.requests[-1].path.endswith("/translations")
+    assert json.loads(run("translate", "--json", str(audio)).out) == {"text": " I heard a.wav: 12 bytes."}
+
+
 def test_transcribe_prints_what_was_said(run: Callable[..., Ran], echo: EchoServer, tmp_path: Path) -> None:
     audio = tmp_path / "talk.mp3"
     audio.write_bytes(b"ID3abc")
@@ -406,7 +424,8 @@ def test_words_may_stand_behind_options(run: Callable[..., Ran]) -> None:
 def test_help_and_version(run: Callable[..., Ran]) -> None:
     assert run("--version").out == "vllm-bridge %s\n" % cli.__version__
     text = run("--help").out
-    for command in ("chat", "responses", "complete", "embed", "rerank", "transcribe", "models", "check", "serve"):
+    for command in ("chat", "responses", "complete", "embed", "rerank", "score", "classify", "tokenize",
+                    "detokenize", "transcribe", "translate", "models", "check", "serve"):
         assert re.search(r"^    %s\b" % command, text, re.M)
         assert run(command, "--help").code == 0
     assert "upstream" in run("serve", "--help").out

@@ -117,3 +117,16 @@ def test_what_is_no_sound(whisper, content, operation):
         getattr(whisper.vllm, operation)(model=whisper.model, file=("a.wav", content, "audio/wav"), language="en")
     assert caught.value.status_code == raw.status == 400
     assert caught.value.message == raw.json["error"]["message"]
+
+
+def test_a_translation_is_the_servers(whisper):
+    raw = ask_form(whisper.server, {"language": "en"})
+    assert whisper.vllm.translation(model=whisper.model, file=SHORT, language="en").text == raw
+    with whisper.vllm.translation_stream(model=whisper.model, file=SHORT, language="en") as stream:
+        assert list(stream)[-1].text == raw
+
+
+def ask_form(server, fields):
+    """Translate without the project's own code."""
+    body, headers = form(dict(fields, model=server.model), "a.wav", SHORT)
+    return ask(server, "POST", "/v1/audio/translations", body, headers).json["text"]

@@ -89,3 +89,50 @@ def test_chat_is_not_offered(embed):
     assert embed.server.model in caught.value.message
     with pytest.raises(NotFoundError):
         embed.vllm.chat_completion_stream(model=embed.model, messages=[{"role": "user", "content": "hello"}])
+
+
+POOLING = {
+    "one": {"input": "hello"}, "several": {"input": ["hello", "world"]},
+    "base64": {"input": ["hello", "world"], "encoding_format": "base64"},
+    "chat": {"messages": [{"role": "user", "content": "hello"}]},
+}
+
+
+@pytest.mark.parametrize("name", sorted(POOLING))
+def test_what_is_pooled_is_the_servers(embed, name):
+    raw = ask(embed.server, "POST", "/pooling", dict(POOLING[name], model=embed.server.model)).json
+    assert list(differences(embed.vllm.pooling(model=embed.model, **POOLING[name]), raw)) == []
+
+
+def test_plain_numbers(embed):
+    floats = embed.vllm.pooling(model=embed.model, input=["hello", "world"]).data
+    rows = embed.vllm.pooling(model=embed.model, input=["hello", "world"], encoding_format="bytes").data
+    for row, want in zip(rows, floats):
+        assert row.shape == [64]
+        assert list(struct.unpack("<64f", row["data"])) == pytest.approx(want.data, abs=1e-4)
+    (alone,) = embed.vllm.embedding(model=embed.model, input="hello", encoding_format="bytes_only").data
+    assert list(struct.unpack("<64f", alone["embedding"])) == pytest.approx(floats[0].data, abs=1e-4)
+
+
+def test_coheres_form(embed):
+    body = {"texts": ["hello", "world"], "embedding_types": ["float", "base64", "binary", "ubinary"]}
+    raw = ask(embed.server, "POST", "/v2/embed", dict(body, model=embed.server.model)).json
+    reply = embed.vllm.embed(model=embed.model, **body)
+    assert list(differences(reply["embeddings"]["float"], raw["embeddings"]["float"])) == []
+    assert reply["meta"] == raw["meta"] and len(reply.embeddings.base64) == 2
+
+
+def test_coheres_package(embed, request):
+    cohere = pytest.importorskip("cohere")
+    if embed.kind == "library":
+        pytest.skip("cohere's client has no use for the library")
+    http = pytest.importorskip("httpx").Client()
+    request.addfinalizer(http.close)
+    client = cohere.ClientV2(api_key="none", base_url=embed.front.url, httpx_client=http)
+    raw = ask(embed.server, "POST", "/v2/embed", {"model": embed.server.model, "texts": ["hello"],
+                                                  "embedding_types": ["float"]}).json
+    with pytest.raises(cohere.BadRequestError):  # this model has no task instructions
+        client.embed(model=embed.model, texts=["hello"], input_type="search_query", embedding_types=["float"])
+    with pytest.raises(cohere.NotFoundError):
+        client.embed(model="nope", texts=["hello"], input_type="search_query", embedding_types=["float"])
+    assert raw["response_type"] == "embeddings_by_type"

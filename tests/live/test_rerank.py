@@ -77,3 +77,53 @@ def test_many_documents(rerank):
     assert [documents[row.index] for row in reply.results[:30]] == [
         documents[row["index"]] for row in raw["results"][:30]] == ["the paris in the city"] * 30
     assert sorted(row.index for row in reply.results) == list(range(len(documents)))
+
+
+SCORES = {
+    "one against many": {"text_1": ASK["query"], "text_2": DOCUMENTS},
+    "pairs": {"text_1": DOCUMENTS, "text_2": DOCUMENTS},
+    "queries": {"queries": ASK["query"], "documents": DOCUMENTS},
+    "items": {"queries": ASK["query"], "items": DOCUMENTS},
+    "raw": {"data_1": ASK["query"], "data_2": DOCUMENTS[0], "use_activation": False},
+}
+
+
+@pytest.mark.parametrize("name", sorted(SCORES))
+def test_scores_are_the_servers(rerank, name):
+    raw = ask(rerank.server, "POST", "/v1/score", dict(SCORES[name], model=rerank.server.model)).json
+    assert list(differences(rerank.vllm.score(model=rerank.model, **SCORES[name]), raw)) == []
+
+
+def test_classes_are_the_servers(rerank):
+    for path, call in (("/classify", rerank.vllm.classify), ("/pooling", rerank.vllm.pooling)):
+        body = {"input": DOCUMENTS} if path == "/classify" else {"input": DOCUMENTS[0], "task": "classify"}
+        raw = ask(rerank.server, "POST", path, dict(body, model=rerank.server.model)).json
+        assert list(differences(call(model=rerank.model, **body), raw)) == []
+
+
+def test_scores_that_cannot_be_made(rerank):
+    body = {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}
+    raw = ask(rerank.server, "POST", "/v1/score", dict(body, model=rerank.server.model))
+    with pytest.raises(BadRequestError) as caught:
+        rerank.vllm.score(model=rerank.model, **body)
+    assert caught.value.message == raw.json["error"]["message"]
+
+
+def test_coheres_package(rerank, request):
+    cohere = pytest.importorskip("cohere")
+    if rerank.kind == "library":
+        pytest.skip("cohere's client has no use for the library")
+    http = pytest.importorskip("httpx").Client()
+    request.addfinalizer(http.close)
+    client = cohere.ClientV2(api_key="none", base_url=rerank.front.url, httpx_client=http)
+    reply = client.rerank(model=rerank.model, query=ASK["query"], documents=DOCUMENTS, top_n=2)
+    assert [row.index for row in reply.results] == [1, 0]
+
+
+def test_langchains_cohere(rerank, request):
+    langchain = pytest.importorskip("langchain_cohere")
+    if rerank.kind == "library":
+        pytest.skip("langchain has no use for the library")
+    ranker = langchain.CohereRerank(model=rerank.model, cohere_api_key="none", base_url=rerank.front.url, top_n=2)
+    request.addfinalizer(ranker.client._client_wrapper.httpx_client.httpx_client.close)
+    assert [row["index"] for row in ranker.rerank(DOCUMENTS, ASK["query"])] == [1, 0]

@@ -12,7 +12,10 @@ from .chat import chat
 from .terminal import Terminal, WrongUsage, check_utf8, one_line
 from ..vllm import VLLMProvider
 
-__all__ = ["COMMANDS", "complete", "embed", "models", "rerank", "responses", "transcribe"]
+__all__ = [
+    "COMMANDS", "classify", "complete", "detokenize", "embed", "models", "rerank", "responses", "score", "tokenize",
+    "transcribe",
+]
 
 
 def complete(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
@@ -125,8 +128,62 @@ def rerank(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
     return 0
 
 
+def score(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
+    """Print score and text of the others, in their order."""
+    check_utf8(asked.query)
+    others = console.lines_of(asked.words, "texts")
+    wire: Wire = {"text_1": asked.query, "text_2": others, "model": model_for(provider, asked), **asked.parameters}
+    reply = provider.score(**wire)
+    if asked.json:
+        print_json(reply, terminal)
+        return 0
+    for row in reply.data:
+        terminal.line("%.6f\t%s" % (row.score, one_line(others[row.index])))
+    return 0
+
+
+def classify(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
+    """Print label, probability of the likeliest class and text, one a line."""
+    texts = console.lines_of(asked.words, "texts")
+    reply = provider.classify(**{"input": texts, "model": model_for(provider, asked), **asked.parameters})
+    if asked.json:
+        print_json(reply, terminal)
+        return 0
+    for row in reply.data:
+        terminal.line("%s\t%.6f\t%s" % (one_line(str(row.label)), max(row.probs), one_line(texts[row.index])))
+    return 0
+
+
+def tokenize(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
+    """Print the ids of a text's tokens on one line."""
+    wire: Wire = {"model": model_for(provider, asked), **asked.parameters}
+    if "messages" not in wire:
+        wire["prompt"] = _prompt(asked, "prompt")
+    reply = provider.tokenize(**wire)
+    if asked.json:
+        print_json(reply, terminal)
+    else:
+        terminal.line(" ".join(map(str, reply.tokens)))
+    return 0
+
+
+def detokenize(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
+    """Print the text of tokens."""
+    try:
+        tokens = [int(word) for line in console.lines_of(asked.words, "tokens") for word in line.split()]
+    except ValueError as error:
+        raise WrongUsage("a token is a number: %s" % error) from None
+    reply = provider.detokenize(**{"tokens": tokens, "model": model_for(provider, asked), **asked.parameters})
+    if asked.json:
+        print_json(reply, terminal)
+    else:
+        terminal.write(reply.prompt)
+        terminal.end_line()
+    return 0
+
+
 def transcribe(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
-    """Print the text of an audio file, as it is recognised."""
+    """Print the text of an audio file, as it is recognised, or its translation."""
     file: Any = asked.file
     if file == "-":
         file = console.read_stdin()
@@ -134,7 +191,7 @@ def transcribe(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
             raise WrongUsage("standard input holds no audio")
     wire = {"file": file, "model": model_for(provider, asked), **asked.parameters}
     if asked.json or asked.no_stream or "response_format" in wire:
-        reply = provider.transcription(**wire)
+        reply = (provider.translation if asked.command == "translate" else provider.transcription)(**wire)
         if asked.json:
             print_json(reply, terminal)
         else:
@@ -142,7 +199,8 @@ def transcribe(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
             terminal.end_line()
         return 0
     begun = False
-    with provider.transcription_stream(**wire) as stream:
+    with (provider.translation_stream if asked.command == "translate" else provider.transcription_stream)(
+            **wire) as stream:
         for event in stream:
             text = event.delta or ""
             text = text if begun else text.lstrip()  # Whisper begins each segment with a space
@@ -169,6 +227,11 @@ COMMANDS: Dict[str, Callable[[VLLMProvider, Asked, Terminal], int]] = {
     "complete": complete,
     "embed": embed,
     "rerank": rerank,
+    "score": score,
+    "classify": classify,
+    "tokenize": tokenize,
+    "detokenize": detokenize,
     "transcribe": transcribe,
+    "translate": transcribe,
     "models": models,
 }

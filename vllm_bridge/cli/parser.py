@@ -36,7 +36,12 @@ _HELP = {
     "complete": "continue a text",
     "embed": "turn texts into vectors",
     "rerank": "order documents by what they have to do with a query",
+    "score": "say how alike a text and others are",
+    "classify": "tell the class of texts",
+    "tokenize": "turn a text into tokens",
+    "detokenize": "turn tokens into text",
     "transcribe": "turn speech into text",
+    "translate": "turn speech into English text",
     "batch": "answer a file of requests",
     "models": "list the models",
     "check": "see whether the server is there and how soon it answers",
@@ -192,6 +197,20 @@ def _parsers(argv: List[str]) -> Tuple[_Parser, Dict[str, argparse.ArgumentParse
     return parser, commands
 
 
+_LINES = "one an argument; without any, one a line of standard input"
+_PROMPT = "may be several words; - stands for standard input, which is also read if there is none"
+_WORDS = {
+    "chat": ("PROMPT", _PROMPT), "responses": ("PROMPT", _PROMPT), "complete": ("PROMPT", _PROMPT),
+    "tokenize": ("TEXT", _PROMPT), "detokenize": ("TOKEN", _LINES), "embed": ("TEXT", _LINES),
+    "classify": ("TEXT", _LINES), "rerank": ("DOCUMENT", _LINES), "score": ("TEXT", _LINES),
+}
+_FIRST = {
+    "rerank": ("query", "QUERY", None), "score": ("query", "TEXT", None),
+    "transcribe": ("file", "FILE", "an audio file; - is standard input"),
+    "translate": ("file", "FILE", "an audio file; - is standard input"),
+}
+
+
 def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _connection(parser, argparse.SUPPRESS)  # they may stand before the command too
@@ -202,9 +221,6 @@ def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
     if name not in ("models", "check"):
         add("--param", "-p", action="append", default=[], type=_parameter, dest="parameters", metavar="NAME=VALUE",
             help="any parameter of the request; the value is JSON or a string")
-    if name in ("chat", "responses", "complete"):
-        add("words", nargs="*", metavar="PROMPT",
-            help="may be several words; - stands for standard input, which is also read if there is none")
     if name in ("chat", "responses"):
         add("--system", "-s", metavar="TEXT", help="the system message")
         add("--schema", metavar="FILE", help="a JSON schema; the answer is JSON that fits it")
@@ -215,16 +231,12 @@ def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
     if name in ("chat", "responses", "complete"):
         add("--extract", "-x", action="store_true", help="print the answer's first block of code alone")
         add("--usage", action="store_true", help="say on standard error how many tokens it took")
-    if name in ("chat", "responses", "complete", "transcribe"):
+    if name in ("chat", "responses", "complete", "transcribe", "translate"):
         add("--no-stream", action="store_true", help="ask for the answer in one piece")
-    lines = "one an argument; without any, one a line of standard input"
-    if name == "embed":
-        add("words", nargs="*", metavar="TEXT", help=lines)
-    elif name == "rerank":
-        add("query", metavar="QUERY")
-        add("words", nargs="*", metavar="DOCUMENT", help=lines)
-    elif name == "transcribe":
-        add("file", metavar="FILE", help="an audio file; - is standard input")
+    if name in _FIRST:
+        add(*_FIRST[name][:1], metavar=_FIRST[name][1], help=_FIRST[name][2])
+    if name in _WORDS:
+        add("words", nargs="*", metavar=_WORDS[name][0], help=_WORDS[name][1])
 
 
 def _connection(parser: argparse.ArgumentParser, default: Any, hidden: bool = False) -> None:

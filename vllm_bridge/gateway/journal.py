@@ -50,7 +50,8 @@ class Entry:
     @property
     def anthropic(self) -> bool:
         """Whether the client speaks Anthropic's API."""
-        return self._version is not None or "/v1/messages" in self.path or self.path.startswith("/anthropic/")
+        path = self.path
+        return self._version is not None or "/v1/messages" in path or path.startswith("/anthropic/v1/models")
 
 
 class Journal:
