@@ -128,6 +128,17 @@ def test_what_is_left_out_is_said_in_the_log_and_in_the_reply(caplog):
             assert one.response["extra_fields"] == {"dropped_unsupported_tools": ["web_search"]}
 
 
+def test_no_request_fills_the_log(caplog):
+    tools = [{"type": "%d\n%s" % (number, "x" * 10000)} for number in range(100)]
+    body = {"model": "echo", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+    with EchoServer() as echo, provider(echo.url) as vllm, caplog.at_level(logging.WARNING, "vllm_bridge"):
+        vllm.responses(model="echo", input="Hi", tools=tools)
+        assert len(caplog.records) == 10
+        vllm.messages(tools=tools, **body)
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) == 20 and all(text.isprintable() and len(text) < 500 for text in told)
+
+
 @pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("read", [0, 1, 3])
 def test_leaving_a_stream_ends_the_generation(native, read):

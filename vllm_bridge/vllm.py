@@ -22,6 +22,7 @@ from .api.body import object_of, to_json
 
 __all__ = ["VLLMProvider"]
 
+_TOLD = 10  # lines in the log on what was left out of one request
 _FLOATS_FOR = 600.0  # seconds for which a model's vectors are not asked for as base64 once its server refused that
 
 _PROCESS_KEY = os.urandom(32)  # of this process and its forks: seals reasoning where there is no API key
@@ -147,8 +148,8 @@ class VLLMProvider(BaseOpenAIProvider):
         from .api.responses import to_chat
 
         chat_body, context = to_chat(body, self._seal(), time.time)
-        for warning in context.warnings:
-            _log.warning("responses: %s", one_line(warning))
+        for warning in context.warnings[:_TOLD]:
+            _log.warning("responses: %s", one_line(warning, 300))
         return chat.prepare(chat_body), context
 
     def _opened(self, body: Dict[str, Any]) -> Dict[str, Any]:

@@ -21,6 +21,7 @@ _log = logging.getLogger("vllm_bridge")
 _BLOCKS = frozenset((
     "text image tool_use tool_result tool_reference thinking redacted_thinking tool_addition tool_removal"
 ).split())
+_TOLD = 10  # lines in the log for one request
 
 
 def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
@@ -35,8 +36,8 @@ def prepare(body: Dict[str, Any]) -> Dict[str, Any]:
         "messages": _messages(body.get("messages"), left_out),
         "system": _content(body.get("system"), left_out),
     }
-    for name in left_out:
-        _log.warning("messages: %s is left out: a vLLM server does not have it", name)
+    for name in list(left_out)[:_TOLD]:
+        _log.warning("messages: %.200s is left out: a vLLM server does not have it", ascii(name)[1:-1])
     new = {name: value for name, value in changed.items() if value is not body.get(name)}
     if not new:
         return body
