@@ -1,5 +1,6 @@
 """Every operation of the provider: what goes up, what comes back, and what is refused before it is sent."""
 
+import abc
 import inspect
 import io
 import json
@@ -24,6 +25,7 @@ from vllm_bridge import (
     VLLMProvider,
 )
 from vllm_bridge.echo import EchoServer
+from vllm_bridge.operations.unsupported import Unsupported
 
 BASE = "http://gpu.example:8000"
 WAV = b"RIFF\x24\x00\x00\x00WAVEfmt " + b"\x00" * 200
@@ -309,11 +311,12 @@ compaction passthrough passthrough_stream
 
 
 def test_unsupported_operations_touch_no_network():
-    names = [name for name in dir(BaseOpenAIProvider) if getattr(getattr(BaseOpenAIProvider, name), "__doc__", "") ==
-             "Raise `UnsupportedOperationError`."]
+    names = [name for name, value in vars(Unsupported).items() if not name.startswith("_")]
+    assert all(getattr(VLLMProvider, name).__doc__ == "Raise `UnsupportedOperationError`." for name in names)
     assert sorted(names) == sorted(UNSUPPORTED.split())
     with VLLMProvider("http://127.0.0.1:1") as provider:
-        assert not set(names) & set(dir(provider)) and "chat_completion" in dir(provider)
+        for offered in (provider, VLLMProvider, BaseOpenAIProvider):
+            assert not set(names) & set(dir(offered)) and "chat_completion" in dir(offered)
         for name in names:
             with pytest.raises(UnsupportedOperationError) as caught:
                 getattr(provider, name)("anything", model="m")
@@ -322,6 +325,16 @@ def test_unsupported_operations_touch_no_network():
             assert caught.value.code == "unsupported_operation"
             assert caught.value.status_code is None
             assert isinstance(caught.value, NotImplementedError)
+
+
+def test_a_subclass_may_be_abstract_and_have_what_its_base_has_not():
+    class Mine(VLLMProvider, abc.ABC):
+        def ocr(self, /, **wire):
+            """Read a picture."""
+            return "read"
+
+    with Mine("http://127.0.0.1:1") as provider:
+        assert provider.ocr() == "read" and "ocr" in dir(Mine) and "ocr" in dir(provider)
 
 
 def test_operations_reserve_no_keyword():

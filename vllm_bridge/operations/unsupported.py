@@ -1,6 +1,7 @@
 """The operations that a vLLM server does not have: callable, and each raises."""
 
-from typing import Any, Callable, List
+from abc import ABCMeta  # so that subclasses may be abstract
+from typing import Any, Callable, Iterable, List
 
 from ..errors import UnsupportedOperationError
 
@@ -21,11 +22,22 @@ def unsupported(operation: str, instead: str = "") -> Callable[..., Any]:
 _DOC = "Raise `UnsupportedOperationError`."
 
 
-class Unsupported:
+def _offered(cls: Any, names: Iterable[str]) -> List[str]:
+    return [name for name in names if getattr(getattr(cls, name, None), "__doc__", "") != _DOC]
+
+
+class _Offering(ABCMeta):
+    """A class whose ``dir()`` leaves out what only raises; completion looks there, too."""
+
+    def __dir__(cls) -> List[str]:
+        return _offered(cls, super().__dir__())
+
+
+class Unsupported(metaclass=_Offering):
     """What only raises. ``dir()`` of a provider leaves it out, so that completion offers what works."""
 
     def __dir__(self) -> List[str]:
-        return [name for name in super().__dir__() if getattr(getattr(type(self), name, None), "__doc__", "") != _DOC]
+        return _offered(type(self), super().__dir__())
 
     speech_stream = unsupported("speech_stream")
     image_generation_stream = unsupported("image_generation_stream")
