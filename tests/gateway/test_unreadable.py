@@ -98,6 +98,12 @@ REPLIES: Dict[str, List[Any]] = {
     "a cut chunk": [CHUNKED + b"fff\r\n" + GOOD],
     "no last chunk": [CHUNKED + chunk(GOOD[:-20])],
     "nothing": [],
+    "an event that is none": [SSE_HEAD, chunk(b"data: %s\n\n" % MARK.encode()), LAST_CHUNK],
+    "an event of another kind": [SSE_HEAD, event([MARK]), LAST_CHUNK],
+    "half an event": [SSE_HEAD, chunk(b"data: {" + MARK.encode())],
+    "no event": [SSE_HEAD, LAST_CHUNK],
+    "events without end marks": [SSE_HEAD, chunk(MARK.encode() * 100), LAST_CHUNK],
+    "a bad chunk before the first event": [SSE_HEAD + MARK.encode() + b"\r\n"],
 }
 
 

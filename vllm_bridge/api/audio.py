@@ -218,7 +218,8 @@ def result(body: bytes, content_type: str, response_format: Any = None) -> Dict[
             raise ResponseDecodeError("HTML response received from provider", payload=text)
         if isinstance(response_format, str) and response_format in _RAW_FORMATS:  # a form may repeat it: a list
             return {"text": text}
-        if declared.startswith("text/") and not text.lstrip("\ufeff \t\r\n").startswith("{"):
+        is_text = declared.startswith("text/") and declared != "text/event-stream"
+        if is_text and not text.lstrip("\ufeff \t\r\n").startswith("{"):
             return {"text": text}
     try:
         payload = loads(text.lstrip("\ufeff"))

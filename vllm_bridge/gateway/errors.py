@@ -36,6 +36,7 @@ _KEY_REFUSED = "upstream_authentication_error"
 _NOT_OUR_KEY = "the vLLM server refused the gateway's own key; the gateway's log names the server"
 _AGAIN = 60.0  # seconds after which the log tells again of a server that refuses the gateway's key
 _PLACES = 1.0  # seconds after which a place may be free again
+_READ = 65536  # characters of a server's message that are looked at
 # What a client may know of a server's reply that cannot be read, and of others that say more than they should.
 _UNREADABLE = "the vLLM server sent a reply that cannot be read; the gateway's log says more"
 _NO_TLS = "no secure connection to the vLLM server; the gateway's log says more"
@@ -84,6 +85,7 @@ class Errors:
 
         `code` and `message` are the error's.
         """
+        message = message[:_READ]
         instead = _KEPT.get(code) if isinstance(code, str) else None
         if instead is None and _STACK.search(message) is not None:
             instead = _INSIDE
