@@ -1,4 +1,4 @@
-"""The command: ``scripts/bench [library] [imports] [gateway]``."""
+"""The command: ``scripts/bench [library] [imports] [gateways] [batch]``."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, Dict, List, Optional
 
-from . import comparisons, gateways, library, peers, report
+from . import batches, comparisons, gateways, library, peers, report
 
 CLIENT_COLUMNS = (
     ("chat", "small chat call, CPU µs"), ("chunk", "streamed chunk, CPU µs"), ("embed", "32 × 1024 embeddings, CPU µs"),
@@ -22,7 +22,11 @@ GATEWAY_COLUMNS = (
     ("paced_events_per_s", "paced events/s"), ("paced_first_ms", "first token after its write, ms"),
     ("idle_mb", "idle MB"), ("peak_mb", "loaded MB"), ("cold_start_s", "cold start, s"),
 )
-PARTS = ("library", "imports", "gateways")
+BATCH_COLUMNS = (
+    ("lines_per_core", "lines per core second"), ("lines_per_s", "lines/s"), ("peak_mb", "peak MB"),
+    ("resume_s", "going on behind 1,000,000 answers, s"), ("resume_mb", "the same, peak MB"),
+)
+PARTS = ("library", "imports", "gateways", "batch")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -69,11 +73,14 @@ def measured(parts: List[str], rounds: int, seconds: float, only: Optional[List[
     if "gateways" in parts:
         loaded = gateways.rounds(rounds, seconds * 2, note, only)
     fronts = report.medians(loaded)
+    answered = batches.rounds(rounds, min(1.0, seconds), note) if "batch" in parts else []
+    jobs = report.medians(answered)
     return {
         "python": platform.python_version(), "machine": platform.machine(), "rounds": rounds, "seconds": seconds,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "comparisons": report.compared(comparisons.LIBRARY, clients) + report.compared(comparisons.GATEWAY, fronts),
-        "clients": clients, "gateways": fronts, "rows": rows + loaded,
+        "comparisons": report.compared(comparisons.LIBRARY, clients) + report.compared(comparisons.GATEWAY, fronts)
+        + report.compared(comparisons.BATCH, jobs),
+        "clients": clients, "gateways": fronts, "batch": jobs, "rows": rows + loaded + answered,
     }
 
 
@@ -84,6 +91,8 @@ def print_result(result: Dict[str, Any]) -> None:
         print("\n" + report.figure_table("client", result["clients"], CLIENT_COLUMNS))
     if result["gateways"]:
         print("\n" + report.figure_table("gateway", result["gateways"], GATEWAY_COLUMNS))
+    if result["batch"]:
+        print("\n" + report.figure_table("a file of requests", result["batch"], BATCH_COLUMNS))
 
 
 def note(text: str) -> None:

@@ -48,6 +48,13 @@ GATEWAY = [Comparison("gateway: " + what, measure, over) for what, measure, over
     Comparison("gateway: cold start to the first answer", "cold_start_s", unit="s"),
 ]
 
+BATCH = [
+    Comparison("batch: lines per core second, over a script with openai.AsyncOpenAI", "lines_per_core", "openai"),
+    Comparison("batch: lines per core second, over a script with aiohttp", "lines_per_core", "aiohttp"),
+    Comparison("batch: memory at 100,000 lines", "peak_mb", unit="MB"),
+    Comparison("batch: going on behind 1,000,000 answered lines", "resume_s", unit="s"),
+]
+
 
 def figure(comparison: Comparison, medians: Medians) -> Optional[float]:
     """Return what was measured, ``None`` where a part of it was not."""

@@ -11,6 +11,7 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / "
 PYTHON_PEERS: Dict[str, List[str]] = {
     "httpx": ["httpx", "httpx-sse"],
     "openai": ["openai"],
+    "aiohttp": ["aiohttp"],
     "litellm": ["litellm[proxy]"],
     "vllm-router": ["vllm-router"],
 }
