@@ -11,7 +11,7 @@ _FIRST = 8
 _UNSEEN = 64  # requests at a time up to which it goes before any was answered, where servers do not tell their queue
 _LEAST_WINDOW = 0.3  # seconds
 _STEADY = 5  # windows after which more are tried once more
-_GAIN = 1.1  # times the rate that twice as many have to bring
+_GAIN = 1.05  # times the rate that twice as many have to bring
 _LESS = 0.7  # what is left of the number after a refusal
 _GAUGE = re.compile(rb"^vllm:num_requests_(running|waiting)(?:\{[^}\n]*\})?[ \t]+([0-9.eE+]+)", re.MULTILINE)
 
@@ -67,8 +67,8 @@ class Pace:
         """
         if self._fixed:
             return
-        if queue is not None and queue[1] > queue[0] // 4 + 2:
-            self._kept, self._best, self._doubling = max(1, self.limit - queue[1] + queue[0] // 8), 0.0, False
+        if queue is not None and queue[1] > queue[0] + 2:  # fewer wait than run: no slot is free for long
+            self._kept, self._best, self._doubling = max(1, self.limit - queue[1] + queue[0] // 2), 0.0, False
             self._set(self._kept)
         elapsed = self._clock() - self._since
         if not used:
@@ -84,15 +84,18 @@ class Pace:
         more = self.limit > self._kept
         if self._doubling or more:
             if rate > self._best * (_GAIN if self._doubling else (1 + _GAIN) / 2):
-                self._kept, self._best, self._doubling = self.limit, rate, True
-                self._set(2 * self.limit)
+                self._kept, self._best = self.limit, rate
+                self._set(2 * self.limit if self._doubling else self._a_fourth_more())
             else:
                 self._doubling, self._windows = False, 0
                 self._set(self._kept)
             return
         self._windows += 1
         self._best = rate if self._windows == 1 else 0.5 * (self._best + rate)
-        self._set(self.limit if self._windows % _STEADY else self.limit + max(1, self.limit // 4))
+        self._set(self.limit if self._windows % _STEADY else self._a_fourth_more())
+
+    def _a_fourth_more(self) -> int:
+        return self.limit + max(1, self.limit // 4)
 
     def _set(self, limit: int) -> None:
         self.limit = max(1, min(limit, MOST))
