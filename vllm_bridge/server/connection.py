@@ -21,6 +21,7 @@ logger = logging.getLogger("vllm_bridge.gateway")
 
 _BLOCK = 64 * 1024
 _JOINED = 64 * 1024  # bytes of a body up to which it leaves in one write with its head
+_FULL = 503, "this server does as much at once as it may; try again later"
 _LINGER = 5.0  # seconds in all that a client whose connection ends may go on sending
 _LINGER_IDLE = 1.0  # seconds of silence after which it has understood
 
@@ -67,7 +68,7 @@ class Connection(BaseHTTPRequestHandler):
             self._unread = True
             method, target, fields = remains(self._data)
             request = Request(method, target, "HTTP/1.1", fields, self._client, _NO_BODY)
-            self._deliver(request, self._refused(request, error.status, error.message), False)
+            self._deliver(request, self._begun(request, (error.status, error.message)), False)
             return
         except OSError:
             return  # the client has gone
@@ -165,10 +166,7 @@ class Connection(BaseHTTPRequestHandler):
             except IndexError:
                 counted, full = False, True
         try:
-            if full:
-                begun = self._refused(request, 503, "this server does as much at once as it may; try again later")
-            else:
-                begun = self._answered(request)
+            begun = self._begun(request, _FULL if full else None)
             keep = head.keep_alive and not server.stopping and (body.finished or body.is_skippable())
             keep = self._deliver(request, begun, keep)
         finally:
@@ -184,21 +182,37 @@ class Connection(BaseHTTPRequestHandler):
         self._data = body.rest
         self._unread = not body.finished
 
-    def _answered(self, request: Request) -> _Begun:
-        """Let the application answer, and refuse where it fails."""
-        try:
-            return _begun(request, self.server.application.answer(request))
-        except ProtocolError as error:
-            return self._refused(request, error.status, error.message)
-        except RequestCancelledError as error:
-            return self._refused(request, 499, error.message)
-        except Exception:
-            logger.error("the application failed on %s %r", request.method, request.path, exc_info=True)
-            return self._refused(request, 500, "the server failed on this request; its log says more")
+    def _begun(self, request: Request, refusal: Optional[Tuple[int, str]] = None) -> _Begun:
+        """Let the application answer, or word a refusal; take from it what has to be known before the head leaves.
 
-    def _refused(self, request: Request, status: int, message: str) -> _Begun:
-        logger.debug("refused %s: %d, %s", self._client, status, message)
-        return _begun(request, self.server.application.refuse(request, status, message))
+        Where the application fails a refusal says so; where it cannot word that either, the error is raised.
+        """
+        application = self.server.application
+        answer: Optional[Answer] = None
+        try:
+            if refusal is None:
+                answer = application.answer(request)
+            else:
+                logger.debug("refused %s: %d, %s", self._client, *refusal)
+                answer = application.refuse(request, *refusal)
+            fields = field_block(answer.fields)
+            if isinstance(answer.body, bytes):
+                return _Begun(answer, fields, answer.body, None)
+            blocks = iter(()) if request.method == "HEAD" else iter(answer.body)
+            return _Begun(answer, fields, next(blocks, b""), blocks)
+        except BaseException as error:
+            if answer is not None and not isinstance(answer.body, bytes):
+                answer.body.close()
+            if refusal is not None or not isinstance(error, Exception):
+                raise
+            if isinstance(error, ProtocolError):
+                again = error.status, error.message
+            elif isinstance(error, RequestCancelledError):
+                again = 499, error.message
+            else:
+                logger.error("the application failed on %s %r", request.method, request.path, exc_info=True)
+                again = 500, "the server failed on this request; its log says more"
+        return self._begun(request, again)
 
     # ------------------------------------------------------------ out
 
@@ -284,20 +298,6 @@ class Connection(BaseHTTPRequestHandler):
             answer.body.close()  # type: ignore[union-attr]
         except Exception:
             logger.error("an answer's body could not be closed", exc_info=True)
-
-
-def _begun(request: Request, answer: Answer) -> _Begun:
-    """Take from an answer what has to be known before its head leaves."""
-    try:
-        fields = field_block(answer.fields)
-        if isinstance(answer.body, bytes):
-            return _Begun(answer, fields, answer.body, None)
-        blocks = iter(()) if request.method == "HEAD" else iter(answer.body)
-        return _Begun(answer, fields, next(blocks, b""), blocks)
-    except BaseException:
-        if not isinstance(answer.body, bytes):
-            answer.body.close()
-        raise
 
 
 class _NoBody:
