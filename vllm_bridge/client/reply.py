@@ -232,7 +232,8 @@ class OpenReply:
         except BaseException as error:
             raise self._failed(error)
         finally:
-            self.close()
+            if not body.ended or call.cancellation is not None:
+                self.close()
         data = blocks[0] if len(blocks) == 1 else b"".join(blocks)
         came = self.request_id, self.headers, call.server, time.monotonic() - call.started, None
         return Reply(self.status, self.headers, data, self.url, self.request_id, call, came)
