@@ -31,6 +31,7 @@ _GENTLY = 0.1  # of its share with which it begins
 _LOOK = 0.5  # seconds between two looks at how the servers stand
 _QUIET = 2.0  # seconds of silence after which a server that has work is asked whether it is there
 _ASKED = 5.0  # and between two such questions
+_TOLD = 8  # events of a stream that say how fast they come
 _CALMED = 0.02  # of its slowness that a server loses with a look
 _ANSWERING = ("completions", "responses", "messages", "batch")  # the ends of the paths where an answer is a text
 
@@ -246,13 +247,17 @@ class Fleet(Directory):
                 server.heard = server.well_at = now
                 server.failures = server.relapses = 0
                 routing.begin(prompt)
-                self._pace.observe(server, prompt, now - prompt.started)
+                prompt.begun = now
+                self._pace.observe(server, prompt.kind, (now - prompt.started) / prompt.expected)
 
     def done(self, prompt: Prompt, tokens: int = 0) -> None:
         """Count a request no longer; `tokens` is the length of its answer, where that is known."""
         with self._lock:
             if prompt.rule is not None and tokens:
-                prompt.rule.server.heard = self.clock()
+                server, now = prompt.rule.server, self.clock()
+                server.heard = now
+                if tokens >= _TOLD and prompt.kind is not None and prompt.kind[1]:  # a stream
+                    self._pace.observe(server, prompt.kind[0], (now - prompt.begun) / tokens)
                 self._answer += 0.05 * (tokens - self._answer)
             self._leave(prompt)
 

@@ -25,6 +25,7 @@ _TEXT = frozenset((str,))
 _MEMORY = 0.05  # weight of a new observation
 _SLOWEST, _FASTEST = 8.0, 0.2
 _ALIKE = 0.7  # servers that differ by less share what comes while they have nothing to do
+_KINDS = 1000  # of which an average is kept
 _NEAR = 1.02  # waits that differ by less are alike
 
 
@@ -54,7 +55,7 @@ class Prompt:
     rule: Optional["Rule"] = None  # where it is
     place = 0  # of the first message that is new to its server
     unseen = 0.0  # tokens of it that are new to its server
-    started = expected = 0.0
+    started = begun = expected = 0.0
     waits = False
     kind: Any = None  # requests of one kind are compared with each other
 
@@ -199,21 +200,20 @@ WAYS: Mapping[str, Callable[..., "Rule"]] = {
 
 
 class Pace:
-    """How long requests take for each token that was expected of them: of a kind, on average over all servers."""
+    """How long a token takes: of what was expected before an answer, and of the answer; on average over all servers."""
 
     def __init__(self) -> None:
         self._seconds: Dict[Any, float] = {}
 
-    def observe(self, load: Load, prompt: Prompt, seconds: float) -> None:
-        """Take note of how long a request has waited at a server."""
-        each = seconds / prompt.expected
-        average = self._seconds.get(prompt.kind)
-        if average is None:
-            if len(self._seconds) < 1000:
-                self._seconds[prompt.kind] = each
+    def observe(self, load: Load, kind: Any, each: float) -> None:
+        """Take note of how many seconds each token of a kind took at a server."""
+        average = self._seconds.get(kind)
+        if average is None and len(self._seconds) >= _KINDS:
             return
-        self._seconds[prompt.kind] = average + _MEMORY * (each - average)
-        slow = load.slow + _MEMORY * (min(each / average, 4 * _SLOWEST) - load.slow) if average else 1.0
+        self._seconds[kind] = each if average is None else average + _MEMORY * (each - average)
+        if not average:  # the first one, or no time that could be measured
+            return
+        slow = load.slow + _MEMORY * (min(each / average, 4 * _SLOWEST) - load.slow)
         load.slow = max(_FASTEST, min(_SLOWEST, slow))
         load.idle = 1.0 if _ALIKE < slow < 1 / _ALIKE else load.slow
 
