@@ -466,6 +466,15 @@ def test_web_pages_of_this_machine_may_call_and_others_not(gateway: Address, ech
     assert answer.headers["vary"] == "Origin"
     assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
 
+    for path in ("/v1/nothing", "/chat/completions", "/v1/models/x/y", "/anything/at/all"):
+        assert ask(gateway, "OPTIONS", path, headers=asked).status == 200
+    page = {"Origin": "http://tauri.localhost"}
+    for method, path, body, status in (("POST", "/chat/completions", chat("x"), 404), ("PUT", "/v1/models", None, 405),
+                                       ("POST", "/v1/chat/completions", chat("x" * 1100000), 413),
+                                       ("POST", "/v1/chat/completions", b"{", 400), ("GET", "/ws", None, 404)):
+        refused = ask(gateway, method, path, body, page)
+        assert (refused.status, refused.headers["access-control-allow-origin"]) == (status, page["Origin"])
+
     asked["Origin"] = "http://evil.example"
     assert ask(gateway, "OPTIONS", "/v1/chat/completions", headers=asked).status == 403
     before = len(echo.requests)
