@@ -74,13 +74,13 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         self,
         base_url: Optional[str] = None,
         *others: str,
-        api_key: Union[str, Callable[[], str], None] = None,
+        api_key: Union[str, Callable[[], Optional[str]], None] = None,
         timeout: Union[Timeout, _Unset] = UNSET,
         max_retries: Optional[int] = None,
         headers: Optional[Mapping[str, str]] = None,
         auth: Auth = None,
         cert: Union[str, Tuple[str, str], None] = None,
-        verify: Union[bool, str] = True,
+        verify: Union[bool, str, None] = None,
         session: Optional[Any] = None,
         config: Union[ProviderConfig, Mapping[str, Any], None] = None,
     ) -> None:
@@ -92,7 +92,7 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         `session` is a ``requests.Session`` of the caller's, used as it is; threads may share it as far as its
         adapters, hooks and auth allow, for requests promises nothing. Raises `ConfigError`.
         """
-        if session is not None and (auth, cert, verify) != (None, None, True):
+        if session is not None and (auth, cert, verify) != (None, None, None):
             raise ConfigError("session: has auth, cert and verify of its own; set them there")
         if callable(api_key) and auth is not None:
             raise ConfigError("api_key: give a callable, or auth, not both")
@@ -341,11 +341,11 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
         return False
 
 
-def _secured(config: ProviderConfig, cert: Any, verify: Union[bool, str]) -> ProviderConfig:
+def _secured(config: ProviderConfig, cert: Any, verify: Union[bool, str, None]) -> ProviderConfig:
     """Return the settings with a client certificate, and with how servers are checked."""
     changes: Dict[str, Any] = {} if cert is None else {"client_cert": cert}
     if verify is False:
         changes["insecure_skip_verify"] = True
-    elif verify is not True:
+    elif verify is not True and verify is not None:
         changes["ca_cert_pem"] = verify if isinstance(verify, str) else os.fspath(verify)
     return config.replace(network_config=config.network_config.replace(**changes)) if changes else config

@@ -75,6 +75,20 @@ def test_a_key_that_is_asked_for_is_in_no_error():
         assert "s3cret" not in str(caught.value) and "s3cret" not in repr(caught.value.payload)
 
 
+@pytest.mark.parametrize("key, sent", [("", None), (None, None), ("k", "Bearer k")])
+def test_no_key_may_be_given_too(key, sent):
+    with Scripted(FINE) as server, VLLMProvider(server.url, api_key=lambda: key, verify=None) as provider:
+        provider.chat_completion(messages=MESSAGES)
+        assert asked(server) == [sent]
+
+
+@pytest.mark.parametrize("key", [5, b"k", "a\nb"])
+def test_what_is_no_key_is_named(key):
+    with VLLMProvider("http://127.0.0.1:1", api_key=lambda: key) as provider:
+        with pytest.raises(ConfigError, match="api_key: "):
+            provider.chat_completion(messages=MESSAGES)
+
+
 def test_what_giving_the_key_raises_is_the_callers():
     def broken():
         raise LookupError("no token today")

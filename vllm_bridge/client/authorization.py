@@ -1,6 +1,6 @@
 """Who a request says it is from, beside a key that stays the same: what requests calls auth, and keys that expire."""
 
-from typing import Any, Callable, Tuple, Union
+from typing import Any, Callable, Optional, Tuple, Union
 
 from ..config.validate import header_text
 from ..errors import ConfigError
@@ -22,11 +22,13 @@ def checked(auth: Auth) -> Auth:
 class Bearer:
     """Asks for the key before each attempt."""
 
-    def __init__(self, key: Callable[[], str]) -> None:
+    def __init__(self, key: Callable[[], Optional[str]]) -> None:
         self._key = key
 
     def __call__(self, request: Any) -> Any:
         key = self._key()
+        if key is not None and not isinstance(key, str):
+            raise ConfigError("api_key: what was called gave no string, but %s" % type(key).__name__)
         if key:
             request.headers["Authorization"] = "Bearer %s" % header_text(key, "api_key")
         return request

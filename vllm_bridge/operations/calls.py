@@ -94,7 +94,8 @@ class Calls:
         try:
             return self._with(settings) if settings else self
         except ConfigError as error:
-            raise BadRequestError("%s: %s" % (operation, error.message)) from None
+            name = "extra_" if error.message.startswith(("headers", "query")) else ""  # as it is called here
+            raise BadRequestError("%s: %s%s" % (operation, name, error.message)) from None
 
     def _with(self: Self, options: Dict[str, Any]) -> Self:
         """Return a copy with other settings for its calls."""

@@ -53,7 +53,7 @@ def _timeout(value: Any) -> Any:
 def warn_of(operation: str, names: Iterable[str], fields: Iterable[str]) -> None:
     """Warn of each name that is nearly that of a field."""
     for name in names:
-        meant = None if name in _KNOWN else misspelt(name, fields)
+        meant = None if name in _KNOWN or name in NO_FIELDS else misspelt(name, fields)
         if meant is not None:
             warnings.warn(
                 "%s: there is no field %r; did you mean %r? It is sent all the same" % (operation, name, meant),
