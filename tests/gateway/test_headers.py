@@ -92,6 +92,11 @@ def test_names_without_end_are_not_all_remembered() -> None:
         headers.up({"x-%d" % number: "1"}, {})
         headers.down([("x-%d" % number, "1")])
     assert len(headers._staying) <= 1000 and len(headers._going_down) <= 1000
+    headers = Headers()
+    for number in range(5):
+        headers.up({"x" * 50000 + str(number): "1"}, {})
+        headers.down([("x" * 50000 + str(number), "1")])
+    assert not headers._staying and not headers._going_down
     assert up(headers, traceparent="1") == {"traceparent": "1"}
 
 

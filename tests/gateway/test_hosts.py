@@ -16,6 +16,7 @@ FOREIGN = [
     "[::1].attacker.example", "[::1]attacker.example", "[attacker.example]", "attacker.example.", "attacker.example:",
     "localhost, attacker.example", "localhost@attacker.example", "attacker.example#localhost", "\xe9vil.example", "::",
     "a.example:1:2", ".", "..localhost", "a\x00.localhost", "[", "1.2.3.4.5", "0x7f.evil", "a.1", "." * 60000,
+    "x" * 64, "0" * 60000 + "1",
 ]
 
 

@@ -17,6 +17,7 @@ Fields = List[Tuple[str, str]]
 
 _EXTRA = "x-bf-eh-"  # Bifrost's way to name a header that is to go up
 _REMEMBERED = 1000  # names
+_SHORT = 100  # characters of a name that is remembered
 _JSON = "application/json"
 _VALUE = re.compile(FIELD_VALUE)
 _FIELD = re.compile("%s\0%s" % (TOKEN, FIELD_VALUE))
@@ -75,7 +76,7 @@ class Headers:
                     raise BadRequestError("the header %s is there twice, once as %s%s" % (plain, _EXTRA, plain),
                                           type="invalid_request_error")
                 headers[plain] = value
-            elif not asked and not is_credential("", value) and len(staying) < _REMEMBERED:
+            elif not asked and len(staying) < _REMEMBERED and len(name) < _SHORT and not is_credential("", value):
                 staying.add(name)
 
     def _goes_up(self, name: str, value: str, asked: bool) -> bool:
@@ -98,7 +99,7 @@ class Headers:
             goes = known.get(name)
             if goes is None:
                 goes = self._passed.match(name) and not OURS_DOWN.match(name)
-                if len(known) < _REMEMBERED:
+                if len(known) < _REMEMBERED and len(name) < _SHORT:
                     known[name] = goes
             if goes and _VALUE.fullmatch(value):
                 found.append((name, value))

@@ -13,7 +13,8 @@ from .patterns import Patterns
 
 __all__ = ["Hosts"]
 
-_UNDOTTED = re.compile(r"[a-z0-9_-]+\Z", re.IGNORECASE)
+_UNDOTTED = re.compile(r"[a-z0-9_-]{1,63}\Z", re.IGNORECASE)
+_LONGEST = 300  # characters: a name has at most 253
 _REMEMBERED = 100
 
 
@@ -43,6 +44,8 @@ class Hosts:
             self._passed.add(given)
 
     def _passes(self, given: str) -> bool:
+        if len(given) > _LONGEST:
+            return False
         if given.startswith("["):
             host, _, rest = given[1:].partition("]")
         else:
