@@ -4,8 +4,10 @@
 >>> vllm = VLLMProvider("http://localhost:8000")
 """
 
+import importlib
 import logging
 import os
+from typing import TYPE_CHECKING, Any
 
 from .client.log import to_standard_error
 from .client.options import Trace
@@ -71,3 +73,11 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 if os.environ.get("VLLM_BRIDGE_LOG"):
     to_standard_error(os.environ["VLLM_BRIDGE_LOG"])
+
+if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        """Load ``vllm_bridge.batch`` where it is used first."""
+        if name == "batch":
+            return importlib.import_module(__name__ + ".batch")
+        raise AttributeError("module %r has no attribute %r" % (__name__, name))

@@ -91,6 +91,8 @@ def test_a_number_that_is_far_away_takes_no_memory():
      "ab"),
     ("embedding", {"data": [{"embedding": [0.5, 1.0]}]}, [0.5, 1.0]),
     ("rerank", {"results": [{"index": 0}]}, [{"index": 0}]),
+    ("score", {"data": [{"score": 0.5}]}, [{"score": 0.5}]),
+    ("messages", {"content": [{"type": "thinking"}, {"type": "text", "text": "a"}]}, "a"),
 ])
 def test_the_text_alone(operation, payload, text):
     line = text_line(good(operation=operation, payload=payload))

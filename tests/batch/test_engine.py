@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from itertools import count
@@ -10,6 +12,7 @@ import pytest
 
 from scripted import Scripted, answer, completion
 from serving import MOST, serving
+import vllm_bridge
 from vllm_bridge import ConfigError, RateLimitError, VLLMProvider, batch
 from vllm_bridge.batch import backlog, engine as rooms
 from vllm_bridge.batch.backlog import pause
@@ -68,10 +71,14 @@ def test_all_operations_and_defaults(server):
     requests = [
         chat("a"), "b", {"prompt": "c"}, {"input": "d"}, {"query": "q e", "documents": ["e", "f"]},
         {"url": "/v1/responses", "method": "POST", "body": {"input": "g"}},
+        {"url": "/v1/score", "body": {"text_1": "a", "text_2": "b"}}, {"url": "/classify", "body": {"input": "h"}},
+        {"url": "/pooling", "body": {"input": "i"}},
+        {"url": "/v1/messages", "body": {"messages": [{"role": "user", "content": "j"}], "max_tokens": 9}},
     ]
     results = ran(requests, server, model="m", parameters={"user": "me"}, ordered=True)
     assert [type(result.reply).__name__ for result in results] == [
-        "ChatCompletion", "ChatCompletion", "Completion", "EmbeddingList", "Rerank", "Response"]
+        "ChatCompletion", "ChatCompletion", "Completion", "EmbeddingList", "Rerank", "Response"] + ["Record"] * 4
+    assert [result.error for result in results] == [None] * 10
     assert results[1].reply.choices[0].message.content == "You said: b"
     assert {request.json["model"] for request in server.requests} == {"m"}
     assert all(request.json["user"] == "me" for request in server.requests if request.path.startswith("/v1"))
@@ -271,6 +278,13 @@ def test_a_retry_after_is_heeded():
 def test_wrong_settings_are_said_at_once(options, said):
     with pytest.raises(ConfigError, match=said):
         batch.run([], **options)
+
+
+def test_it_is_there_without_an_import_of_its_own():
+    code = "import vllm_bridge, sys; assert 'vllm_bridge.batch' not in sys.modules; print(vllm_bridge.batch.run)"
+    assert b"function run" in subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
+    with pytest.raises(AttributeError, match="no attribute 'bathc'"):
+        vllm_bridge.bathc
 
 
 def test_nothing_to_do():

@@ -188,6 +188,8 @@ def test_what_has_failed_is_asked_again_into_another_file(place):
     assert place.run("--retry-failed", place.out, out="second.jsonl") == 0
     second = [json.loads(one) for one in (place.path / "second.jsonl").read_bytes().splitlines()]
     assert [found["custom_id"] for found in second] == ["id-0"] and second[0]["error"] is None
+    assert place.run("--retry-failed", place.out, "--text-out", out="third") == 2
+    assert place.run("--retry-failed", place.path / "in.jsonl", out="third") in (0, 2)
 
 
 def test_failures_apart_and_a_report(place):

@@ -56,7 +56,7 @@ def _json(value: Any) -> bytes:
 
 
 def text_line(result: Result) -> bytes:
-    """Return the answer's text alone as a JSON string, of an embedding the vector; ``null`` for a failure."""
+    """Return the answer's text alone as a JSON string, or its numbers where it has no text; ``null`` for a failure."""
     if result.error is not None:
         return b"null\n"
     try:
@@ -75,7 +75,11 @@ def _text(payload: Dict[str, Any], operation: str) -> Any:
         return "".join(
             part["text"] for item in payload["output"] if item["type"] == "message"
             for part in item["content"] if part["type"] == "output_text")
-    return payload["data"][0]["embedding"] if operation == "embedding" else payload["results"]
+    if operation == "messages":
+        return "".join(part["text"] for part in payload["content"] if part["type"] == "text")
+    if operation == "rerank":
+        return payload["results"]
+    return payload["data"][0]["embedding"] if operation == "embedding" else payload["data"]
 
 
 # ---------------------------------------------------------------- read again

@@ -325,7 +325,7 @@ class Engine:
             if again and error is not None:
                 note = self._failed(item, again, error, started, now)
             elif outcomes:
-                note = self._answered(now)
+                note = self._answered(started, now)
         if note is not None:
             self._notice(note)
         self._done(item, results, not again)
@@ -373,12 +373,13 @@ class Engine:
                 " for " + span(patience) if patience else "")
         return None
 
-    def _answered(self, now: float) -> Optional[str]:
+    def _answered(self, started: float, now: float) -> Optional[str]:
         """Note that a server has answered; return what is to be said where that ends an outage."""
         self._streak = 0
-        outage, self.outage = self.outage, None
-        if outage is None:
+        outage = self.outage
+        if outage is None or started < outage.since:  # the last answers of a server that was going away
             return None
+        self.outage = None
         self.totals.away_seconds += now - outage.since
         self._backlog.hurry(now)
         return "a server answers again, after %s" % span(now - outage.since)

@@ -91,6 +91,8 @@ class Job:
 
     def _run(self) -> int:
         files = self._files
+        if files.text_out and files.retry_failed is not None:
+            raise ConfigError("--retry-failed knows lines by what OUT says of them, which --text-out leaves out")
         source = FileSource(files.requests, self._settings.defaults)
         self._open.append(source)
         _check_apart(files, source.file)

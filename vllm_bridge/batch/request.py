@@ -17,6 +17,11 @@ OPERATIONS = {
     "/rerank": "rerank",
     "/v2/rerank": "rerank",
     "/v1/responses": "responses",
+    "/v1/messages": "messages",
+    "/v1/score": "score",
+    "/score": "score",
+    "/classify": "classify",
+    "/pooling": "pooling",
 }
 
 Given = Union[bytes, str, Mapping[str, Any]]

@@ -50,7 +50,7 @@ class Result:
         if self._payload is None:
             return None
         if type(self._payload) is dict:
-            self._payload = _KINDS[self.operation](self._payload)
+            self._payload = _KINDS.get(self.operation, Record)(self._payload)
         return self._payload
 
     @property
