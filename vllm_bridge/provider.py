@@ -207,6 +207,16 @@ class BaseOpenAIProvider(Generation, Messages, Pooling, Audio, Tokenizing, Anyth
             timeout = number(timeout, "wait_ready: timeout")
         return wait_ready(self._caller, self._options, model, timeout, tell)
 
+    def loads(self) -> Dict[str, Optional[Dict[str, int]]]:
+        """Return how many requests are ``running`` and ``queued`` at each server, by its URL (its ``/metrics``)."""
+        from .client.each import loads
+
+        return loads(self._caller, self._options)
+
+    def limit(self, most: Optional[int]) -> None:
+        """Give each server at most so many requests at once; beyond that calls raise `RateLimitError` at once."""
+        self._caller.fleet.most = most
+
     def set_keys(self, keys: Iterable[Key]) -> None:
         """Put others in the place of the keys, while calls run; each has a URL. What is known of servers stays."""
         self._caller.set_keys(keys)

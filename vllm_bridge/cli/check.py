@@ -7,7 +7,8 @@ from typing import Any, Callable, Dict, List, Tuple
 
 from .answers import print_json
 from ..errors import BadRequestError, BridgeError, NotFoundError
-from .terminal import ODD_ANSWER, Terminal, odd_answer
+from .servers import look_at, told_of
+from .terminal import ODD_ANSWER, Terminal, odd_answer, one_line
 from ..vllm import VLLMProvider
 
 __all__ = ["check"]
@@ -27,8 +28,14 @@ def check(provider: VLLMProvider, asked: argparse.Namespace, terminal: Terminal)
     listed = provider.list_models()
     url = ", ".join(str(key.url) for key in provider.config.resolved_keys())
     report: Finding = {"url": url, "seconds": time.perf_counter() - started, "models": []}
+    several = "key_statuses" in listed
+    if several:
+        report["servers"] = look_at(provider)
     if not asked.json:
-        terminal.line("%s is there, it listed its models in %s" % (report["url"], _ms(report["seconds"])))
+        if several:
+            _show_servers(report["servers"], terminal)
+        else:
+            terminal.line("%s is there, it listed its models in %s" % (url, _ms(report["seconds"])))
     models: List[Any] = [model for model in listed.data if asked.model in (None, model.get("id"))]
     if asked.model and not models:
         models = [{"id": asked.model}]
@@ -39,6 +46,11 @@ def check(provider: VLLMProvider, asked: argparse.Namespace, terminal: Terminal)
         if not asked.json:
             terminal.line(_sentence(finding))
     report["ok"] = bool(report["models"]) and all(finding["ok"] for finding in report["models"])
+    if report["ok"] and not several:
+        report["servers"] = look_at(provider)
+        load = report["servers"][0]["load"]
+        if not asked.json and load is not None and any(load.values()):
+            terminal.line("%s has %s" % (url, told_of(report["servers"][0])))
     if asked.json:
         print_json(report, terminal)
     elif not report["models"]:
@@ -47,6 +59,16 @@ def check(provider: VLLMProvider, asked: argparse.Namespace, terminal: Terminal)
         bad = [finding["id"] for finding in report["models"] if not finding["ok"]]
         terminal.line("not ok: %s" % ", ".join(bad) if bad else "ok")
     return 0 if report["ok"] else 1
+
+
+def _show_servers(standings: List[Finding], terminal: Terminal) -> None:
+    for each in standings:
+        told = told_of(each)
+        if each["state"] == "away":
+            terminal.line("%s %s" % (each["url"], told))
+        else:
+            has = ", ".join(map(one_line, each["models"])) or "no model"
+            terminal.line("%s is there%s: %s" % (each["url"], " (%s)" % told if told else "", has))
 
 
 def _probe(provider: VLLMProvider, model: str) -> Finding:

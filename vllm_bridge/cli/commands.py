@@ -9,6 +9,7 @@ from .answers import (
     show_usage,
 )
 from .chat import chat
+from .servers import models, wait
 from .terminal import Terminal, WrongUsage, check_utf8, one_line
 from ..vllm import VLLMProvider
 
@@ -210,17 +211,6 @@ def transcribe(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
     return 0
 
 
-def models(provider: VLLMProvider, asked: Asked, terminal: Terminal) -> int:
-    """Print the names of the models, one a line."""
-    reply = provider.list_models()
-    if asked.json:
-        print_json(reply, terminal)
-        return 0
-    for model in reply.data:
-        terminal.line(one_line(str(model.get("id"))))
-    return 0
-
-
 COMMANDS: Dict[str, Callable[[VLLMProvider, Asked, Terminal], int]] = {
     "chat": chat,
     "responses": responses,
@@ -234,4 +224,5 @@ COMMANDS: Dict[str, Callable[[VLLMProvider, Asked, Terminal], int]] = {
     "transcribe": transcribe,
     "translate": transcribe,
     "models": models,
+    "wait": wait,
 }

@@ -44,7 +44,8 @@ _HELP = {
     "translate": "turn speech into English text",
     "batch": "answer a file of requests",
     "models": "list the models",
-    "check": "see whether the server is there and how soon it answers",
+    "check": "see whether the servers are there and how soon they answer",
+    "wait": "wait until the servers are there, or one that has a model",
     "serve": "run the gateway: one local OpenAI-compatible address in front of vLLM",
 }
 
@@ -117,7 +118,7 @@ def _provider(asked: argparse.Namespace) -> VLLMProvider:
     url = None if asked.base_url is None else base_urls(",".join(asked.base_url), "--base-url")
     keys = [] if asked.api_key is None else [Key(asked.api_key, path="--api-key")]
     provider = VLLMProvider(config=ProviderConfig(NetworkConfig(url), keys=keys))
-    if asked.timeout is not None:
+    if asked.timeout is not None and asked.command != "wait":
         provider = provider.with_options(timeout=asked.timeout, stream_idle_timeout=asked.timeout)
     return provider
 
@@ -217,8 +218,10 @@ def _arguments(name: str, parser: argparse.ArgumentParser) -> None:
     if name != "batch":
         add("--json", action="store_true", default=argparse.SUPPRESS, help="print the whole reply as JSON")
     if name != "models":
-        add("--model", "-m", help="the model; else VLLM_MODEL, else the only one that the server has")
-    if name not in ("models", "check"):
+        waited = "the model to wait for; without it all servers are waited for"
+        add("--model", "-m", help=waited if name == "wait" else
+            "the model; else VLLM_MODEL, else the only one that the server has")
+    if name not in ("models", "check", "wait"):
         add("--param", "-p", action="append", default=[], type=_parameter, dest="parameters", metavar="NAME=VALUE",
             help="any parameter of the request; the value is JSON or a string")
     if name in ("chat", "responses"):
@@ -244,7 +247,8 @@ def _connection(parser: argparse.ArgumentParser, default: Any, hidden: bool = Fa
         ("--base-url", str, "URL", "the server; may be given several times"),
         ("--api-key", str, "KEY", "its API key"),
         ("--timeout", float, "SECONDS",
-         "silence after which a call is given up (default: 300, in a stream 120, in check 30)"),
+         "silence after which a call is given up (default: 300, in a stream 120, in check 30); in wait, the time to "
+         "wait in all (default: 600)"),
     ):
         parser.add_argument(
             flag, type=kind, metavar=metavar, default=default, help=argparse.SUPPRESS if hidden else text,

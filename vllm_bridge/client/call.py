@@ -72,15 +72,16 @@ class Caller:
 
     def succeed(self, before: "Caller") -> None:
         """Go on with what another one knows of the servers; its running calls go on too, with these keys."""
-        keys, self.fleet = self.fleet.keys, before.fleet
-        self.set_keys(keys)
+        before.fleet.settle_for(self.fleet)
+        self.fleet = before.fleet
+        self._take_keys()
         before._take_keys()
 
     def reply(self, method: str, path: str, wire: Wire, model: Optional[str], options: Options) -> Reply:
         """Return the complete reply; the errors of a 200 are raised like those of any other status."""
         fleet = self.fleet
         reply: Reply
-        if not fleet.several:
+        if method == "GET" or not (fleet.several or fleet.most):
             reply = _result(self._attempts(None, method, path, wire, model, options))
             return reply
         prompt = fleet.prompt(path, wire, model, options.headers, False)
@@ -108,7 +109,9 @@ class Caller:
         is iterated; without one its first event is there.
         """
         fleet, progress = self.fleet, Progress()
-        prompt = fleet.prompt(path, wire, model, options.headers, True) if fleet.several else None
+        prompt = None
+        if fleet.several or fleet.most:
+            prompt = fleet.prompt(path, wire, model, options.headers, True)
         limits = Limits(options.timeout[1], options.stream_idle_timeout, options.keep_alive_interval)
 
         def begin(call: Call) -> "Generator[bytes, None, Iterator[T]]":  # written out it would be made for each call

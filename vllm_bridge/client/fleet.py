@@ -14,7 +14,7 @@ import weakref
 from typing import AbstractSet, Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ..config.settings import Key
-from ..errors import BadRequestError, InternalServerError, NotFoundError
+from ..errors import BadRequestError, InternalServerError, NotFoundError, RateLimitError
 from . import routing
 from .directory import Directory, Server
 from .keys import Rule
@@ -32,6 +32,7 @@ _LOOK = 0.5  # seconds between two looks at how the servers stand
 _QUIET = 2.0  # seconds of silence after which a server that has work is asked whether it is there
 _ASKED = 5.0  # and between two such questions
 _TOLD = 8  # events of a stream that say how fast they come
+_PAUSE = 1.0  # seconds that clients are asked to wait where no server may be given another request
 _CALMED = 0.02  # of its slowness that a server loses with a look
 _ANSWERING = ("completions", "responses", "messages", "batch")  # the ends of the paths where an answer is a text
 
@@ -83,6 +84,7 @@ class Fleet(Directory):
         self.clock = clock
         self._random = random
         self._way = routing.WAYS[way]
+        self.most: Optional[int] = None  # requests that a server gets at once
         self.asking = threading.Lock()  # held by the one who asks for models while others wait for the answer
         self.waking = threading.Lock()
         self.asked_at: Optional[float] = None
@@ -116,6 +118,11 @@ class Fleet(Directory):
             for server in self.servers.values():
                 server.bit = self._prefixes.join(server.url)
 
+    def settle_for(self, other: "Fleet") -> None:
+        """Take the keys, the way and the limit of another one, and keep what is known of the servers."""
+        self._way, self.most = other._way, other.most
+        self.set_keys(other.keys)
+
     def forked(self) -> None:
         """Begin anew in a child process: threads and requests are the parent's."""
         self._lock = threading.RLock()
@@ -148,7 +155,7 @@ class Fleet(Directory):
         longer), and else by weight. Keys in `exclude` (already tried) and cooling servers are used only if nothing else
         is left, of the cooling ones that which is free first. `key_id`, else `key_name`, pins a key. Raise
         ``BadRequestError`` where no key supports the model, ``NotFoundError`` where no server has it,
-        ``InternalServerError`` where those that have it sleep.
+        ``InternalServerError`` where those that have it sleep, ``RateLimitError`` where they have enough to do.
         """
         if model is not None and not isinstance(model, str):
             raise BadRequestError("model: expected a string, got %s" % type(model).__name__, param="model")
@@ -171,13 +178,7 @@ class Fleet(Directory):
             if prompt is None:
                 rule = rules[0] if len(rules) == 1 else self._by_lot(rules)
             else:
-                if self._weightless:
-                    rules = [rule for rule in rules if rule.key.weight] or rules
-                # One alone is chosen too: what it has seen counts for the requests that come.
-                rule = self._way(rules, prompt, self._prefixes, self._random)
-                if not rule.server.running:
-                    rule.server.heard = now
-                routing.enter(rule, prompt, now)
+                rule = self._enter(rules, prompt, now)
             down = self.down.get(rule.key.url) if self.down else None
             if down is not None and now >= down.free_at():
                 # The probe's answer may never be told (its caller was cancelled); then another goes.
@@ -212,6 +213,29 @@ class Fleet(Directory):
             return probed or ready
         first = min(self.down[rule.server.url].free_at() for rule in awake)
         return [rule for rule in awake if self.down[rule.server.url].free_at() == first]
+
+    def _enter(self, rules: List[Rule], prompt: Prompt, now: float) -> Rule:
+        if self.most is not None:
+            rules = self._with_room(rules, self.most)
+        if self._weightless:
+            rules = [rule for rule in rules if rule.key.weight] or rules
+        # One alone is chosen too: what it has seen counts for the requests that come.
+        rule = self._way(rules, prompt, self._prefixes, self._random)
+        if not rule.server.running:
+            rule.server.heard = now
+        routing.enter(rule, prompt, now)
+        return rule
+
+    def _with_room(self, rules: List[Rule], most: int) -> List[Rule]:
+        """Return those whose servers may be given another request; raise ``RateLimitError`` if there are none."""
+        found = [rule for rule in rules if rule.server.running < most]
+        if not found:
+            error = RateLimitError(
+                "every server that has the model has as many requests as it gets at once (%d); try again later" % most,
+                type="rate_limit_error", code="rate_limit_exceeded", status_code=429)
+            error.retry_after = _PAUSE
+            raise error
+        return found
 
     def _ready(self, server: Server, now: float) -> bool:
         down = self.down.get(server.url)

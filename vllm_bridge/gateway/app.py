@@ -63,6 +63,8 @@ class Gateway:
     ) -> None:
         self.settings = settings
         self.provider = VLLMProvider(config=settings.provider) if provider is None else provider
+        if settings.max_queued is not None:
+            self.provider.limit(-(-settings.max_queued // settings.workers))  # each process counts its own
         self._provider = self.provider.with_options(
             direct=True, verbatim=True, keep_alive_interval=settings.sse_keep_alive_interval
         )

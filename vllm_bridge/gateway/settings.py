@@ -163,6 +163,8 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("max_parsed_mb", _positive, 2, "MIB", "most of a JSON body that may stand outside of strings, which takes "
             "long to read (default: 2)"),
     Setting("max_connections", _count, 1000, "N", "requests that each process carries at once (default: 1000)"),
+    Setting("max_queued", _count, None, "N", "requests that each server gets at once, be they running or queued there; "
+            "beyond that the answer is 429 at once (default: what the connections allow)"),
     Setting("allowed_origin", _text, (), "ORIGIN", "origin whose web pages may call; * allows all; may be given "
             "several times (default: those of this machine)", many=True),
     Setting("allowed_host", _host_name, (), "NAME", "name under which a gateway without API keys may be asked, beside "
@@ -209,6 +211,7 @@ class Settings:
         self.workers: int = chosen["workers"]
         self.max_body = int(chosen["max_body_mb"] * _MIB)  # bytes
         self.max_connections: int = chosen["max_connections"]
+        self.max_queued: Optional[int] = chosen["max_queued"]
         self.allowed_origins: Tuple[str, ...] = tuple(chosen["allowed_origin"])
         self.allowed_hosts: Tuple[str, ...] = tuple(chosen["allowed_host"])
         self.allowed_headers: Tuple[str, ...] = tuple(chosen["allowed_header"])
@@ -242,7 +245,7 @@ _MAY_BE_EMPTY = frozenset(("model_prefix",))  # for all others an empty variable
 _SERVED = frozenset((
     "host port workers max_body_mb max_parsed_mb max_connections allowed_origin allowed_host allowed_header "
     "passed_header forwarded_allow_ips model_prefix log_format graceful_timeout insecure keep_alive_timeout "
-    "header_timeout body_timeout write_timeout sse_keep_alive_interval"
+    "header_timeout body_timeout write_timeout sse_keep_alive_interval max_queued"
 ).split())
 
 
