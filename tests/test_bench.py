@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it
 def rig() -> Iterator[Any]:
     sys.path.insert(0, str(SCRIPTS))
     try:
-        from bench_rig import clients, comparisons, gateways, processes, report
+        from bench_rig import clients, comparisons, fleet, gateways, processes, report
 
-        yield {"clients": clients, "comparisons": comparisons, "gateways": gateways, "processes": processes,
-               "report": report}
+        yield {"clients": clients, "comparisons": comparisons, "fleet": fleet, "gateways": gateways,
+               "processes": processes, "report": report}
     finally:
         sys.path.remove(str(SCRIPTS))
 
@@ -82,3 +82,27 @@ def test_medians_and_ratios(rig: Any) -> None:
 def test_the_command_names_its_parts() -> None:
     run = subprocess.run([sys.executable, str(SCRIPTS / "bench"), "nothing"], stderr=subprocess.PIPE, timeout=60)
     assert run.returncode == 2 and b"library, imports, gateways" in run.stderr
+
+
+def test_conversations_reach_a_fleet_through_a_gateway(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = rig["fleet"]
+    few = ["--sessions", "3", "--turns", "2", "--system", "640", "--systems", "1", "--answer", "2,3", "--think", "0"]
+    monkeypatch.setitem(fleet.MIXTURES, "A", fleet.Mixture("few", ["--slow", "1,2"], few))
+    told: Any = []
+    (row,) = fleet.rounds(1, told.append, ["ours round_robin"], ["A"])
+    assert told == ["fleet: round 1 of 1"]
+    assert (row["name"], row["failed"]) == ("A ours round_robin", 0)
+    assert 0 < row["first_mean_ms"] <= row["first_p99_ms"] <= 1000 * row["done_s"]
+    assert 0 < row["cached"] < 1
+
+
+def test_ways_are_told_beside_the_best_of_the_others(rig: Any) -> None:
+    def row(name: str, seconds: float) -> Any:
+        return {"name": name, "done_s": seconds, "first_mean_ms": 100 * seconds, "first_p99_ms": 200 * seconds,
+                "cached": 0.5, "failed": 0}
+
+    rows = [row("A ours expected_wait", 3), row("A ours expected_wait", 1), row("A ours expected_wait", 2),
+            row("A smg cache_aware", 4), row("A vllm-router random", 8), row("A vllm-router sticky header", 1)]
+    lines = rig["fleet"].table(rows).splitlines()
+    assert "| ours expected_wait | 2 | 200 | 400 | 0.5 | 0 |" in lines
+    assert "all done, s: 2, the best of the others 4 (smg cache_aware): 0.50 ×" in lines

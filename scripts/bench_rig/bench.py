@@ -1,4 +1,4 @@
-"""The command: ``scripts/bench [library] [imports] [gateways] [batch]``."""
+"""The command: ``scripts/bench [library] [imports] [gateways] [batch] [fleet]``."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, Dict, List, Optional
 
-from . import batches, comparisons, gateways, library, peers, report
+from . import batches, comparisons, fleet, gateways, library, peers, report
 
 CLIENT_COLUMNS = (
     ("chat", "small chat call, CPU µs"), ("chunk", "streamed chunk, CPU µs"), ("embed", "32 × 1024 embeddings, CPU µs"),
@@ -27,31 +27,40 @@ BATCH_COLUMNS = (
     ("resume_s", "going on behind 1,000,000 answers, s"), ("resume_mb", "the same, peak MB"),
 )
 PARTS = ("library", "imports", "gateways", "batch")
+LONG = ("fleet",)  # half an hour: only where it is asked for
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Measure what is asked for, print the table and write the JSON; return the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the project beside its peers.")
-    wanted = "what to measure: %s (default: all)" % ", ".join(PARTS)
+    wanted = "what to measure: %s (default: all), fleet (how gateways choose a server)" % ", ".join(PARTS)
     parser.add_argument("parts", nargs="*", metavar="part", help=wanted)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds for each figure of a round (default: 1)")
     parser.add_argument("--gateway", action="append", choices=list(gateways.GATEWAYS), help="only this gateway; repeat")
+    parser.add_argument("--way", action="append", metavar="NAME", help="of fleet only those that begin so; repeat")
+    mixtures = [*fleet.MIXTURES, *fleet.CHECKED]
+    parser.add_argument("--mixture", action="append", choices=mixtures, help="of fleet only this one; repeat")
     parser.add_argument("--quick", action="store_true", help="one short round: does it all run?")
     parser.add_argument("--json", help="where the JSON goes (default: last.json in the cache)")
     parser.add_argument("--install-peers", action="store_true", help="install what is missing into %s" % peers.CACHE)
     args = parser.parse_args(argv)
     if args.install_peers:
         return 1 if peers.install(note) else 0
-    unknown = sorted(set(args.parts) - set(PARTS))
+    unknown = sorted(set(args.parts) - set(PARTS + LONG))
     if unknown:
-        parser.error("no part %s; there are %s" % (unknown[0], ", ".join(PARTS)))
+        parser.error("no part %s; there are %s" % (unknown[0], ", ".join(PARTS + LONG)))
     if not sys.platform.startswith("linux"):
         parser.error("it reads CPU times and memory from /proc, so it needs Linux")
     if args.quick:
         args.rounds, args.seconds = 1, 0.1
-    result = measured(args.parts or list(PARTS), args.rounds, args.seconds, args.gateway)
-    print_result(result)
+    if "fleet" in args.parts:
+        rows = fleet.rounds(args.rounds, note, args.way, args.mixture)
+        print(fleet.table(rows))
+        result = {"rows": rows}
+    else:
+        result = measured(args.parts or list(PARTS), args.rounds, args.seconds, args.gateway)
+        print_result(result)
     path = args.json or str(peers.CACHE / "last.json")
     if not args.json:
         peers.CACHE.mkdir(parents=True, exist_ok=True)

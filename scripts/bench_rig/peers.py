@@ -14,6 +14,7 @@ PYTHON_PEERS: Dict[str, List[str]] = {
     "aiohttp": ["aiohttp"],
     "litellm": ["litellm[proxy]"],
     "vllm-router": ["vllm-router"],
+    "smg": ["smg"],
 }
 PORTKEY = "@portkey-ai/gateway"
 

@@ -45,13 +45,15 @@ def target(role: str) -> Target:
     return Target(role, **FOUND[role])
 
 
-def start_gateway(server: Target) -> "tuple[subprocess.Popen[bytes], Target]":
-    """Start vllm-bridge serve before a server, as a user would, and wait until it listens."""
+def start_gateway(server: Target, *others: Target) -> "tuple[subprocess.Popen[bytes], Target]":
+    """Start vllm-bridge serve before servers, as a user would, and wait until it listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm_bridge", "serve", "--host", "127.0.0.1", "--port", str(port),
                "--upstream", server.url]
+    for other in others:
+        command += ["--upstream", other.url]
     if server.key:
         command += ["--upstream-key", server.key]
     process = subprocess.Popen(command, cwd=str(ROOT), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
