@@ -80,8 +80,9 @@ def states(caller: "Caller", options: Options) -> List[Dict[str, Any]]:
     for position, key in enumerate(keys):
         server = fleet.servers.get(key.url) or Server(str(key.url))
         known = None if server.models is None else _allowed(list(server.models.values()), key)
-        error = answers[position] if position in answers else _no_answer(key)
-        found.append({"key": key, "state": fleet.state(server), "models": known, "error": error})
+        state = fleet.state(server)
+        error = answers[position] if position in answers else _no_answer(key, server if state == "away" else None)
+        found.append({"key": key, "state": state, "models": known, "error": error})
     return found
 
 
@@ -238,7 +239,9 @@ def _ask_for_sleep(caller: "Caller", key: Key, server: Server, options: Options)
         pass  # another time
 
 
-def _no_answer(key: Key) -> BridgeError:
+def _no_answer(key: Key, server: Optional[Server] = None) -> BridgeError:
+    if server is not None and server.reason:  # it is away, so that nobody waits for it
+        return APIConnectionError(server.reason, url=key.url)
     return APITimeoutError("%s has not named its models in time" % key.url, url=key.url)
 
 
