@@ -283,4 +283,4 @@ def test_the_command_line_is_described_as_it_is() -> None:
     with contextlib.redirect_stdout(out):
         assert cli.main(["--help"]) == 0
     commands = set(re.findall(r"^    ([a-z]+)\b", out.getvalue(), re.M))
-    assert commands == set(re.findall(r"^(?:`?)vllm-bridge ([a-z]+)", "".join(TEXT.values()), re.M))
+    assert commands == set(re.findall(r"(?:^`?|\| )vllm-bridge ([a-z]+)", "".join(TEXT.values()), re.M))
