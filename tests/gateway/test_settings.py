@@ -218,7 +218,7 @@ def test_every_flag_of_the_issue_is_there() -> None:
         "max_body_mb max_connections allowed_origin allowed_host allowed_header passed_header log_format model_prefix "
         "forwarded_allow_ips "
         "graceful_timeout insecure native_responses routing max_parsed_mb sse_keep_alive_interval keep_alive_timeout "
-        "header_timeout body_timeout write_timeout"
+        "header_timeout body_timeout write_timeout max_queued"
     ).split())
 
 
