@@ -456,6 +456,7 @@ def test_the_log_tells_what_became_of_each_request_but_not_what_was_said(echo: E
         ask(address, "POST", "/v1/embeddings", {"model": "gone", "input": "private words"})
         ask(address, "POST", "/v1/rerank", {"model": "echo", "query": "private words", "documents": ["private words"]})
         ask(address, "POST", "/v1/responses", {"model": "echo", "input": "private words", "stream": True})
+        until(lambda: len(lines) == 5)
         ask(address, "POST", CHAT, b"private words")
         until(lambda: len(lines) == 6)
     assert "private" not in json.dumps(lines) and "hidden" not in json.dumps(lines)
