@@ -59,7 +59,8 @@ def test_either_header_carries_the_key() -> None:
 def test_anthropics_headers_go_up() -> None:
     given = {**VERSION, "anthropic-beta": "tools-2024", "Anthropic-Dangerous-Direct-Browser-Access": "true"}
     with EchoServer(models=None) as server, gateway(server.url) as address:
-        assert ask(address, "POST", PATH + "?beta=true", BODY, given).status == 200
+        found = ask(address, "POST", PATH + "?beta=true", BODY, given)
+        assert found.status == 200 and found.headers["request-id"] == found.headers["x-request-id"]
         sent = server.requests[-1].headers
         assert {name: sent[name] for name in sent if name.startswith("anthropic-")} == {
             name.lower(): value for name, value in given.items()}
@@ -100,7 +101,9 @@ def test_the_gateways_own_errors() -> None:
         assert_anthropic(ask(address, "POST", PATH, b" " * 2000), 413, "request_too_large", "")
         assert_anthropic(ask(address, "GET", PATH), 405, "invalid_request_error", "POST")
         assert_anthropic(ask(address, "POST", "/v1/messages/batches", {}), 404, "not_found_error", "Route not found")
-        assert_anthropic(ask(address, "GET", "/v1/me", None, VERSION), 404, "not_found_error", "Route not found")
+        nowhere = ask(address, "GET", "/v1/me", None, VERSION)
+        assert_anthropic(nowhere, 404, "not_found_error", "Route not found")
+        assert nowhere.headers["request-id"] == nowhere.headers["x-request-id"]
         assert "type" not in ask(address, "GET", "/v1/me").json
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from datetime import datetime, timezone
-from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..errors import BadRequestError
 from ..sse import Event, encode
@@ -157,7 +157,8 @@ def model(found: Mapping[str, Any]) -> Dict[str, Any]:
 
 # ---------------------------------------------------------------- streams
 
-_MARKS = (b"event: message", b"event: error", b"event: ping", b"event: content_block_st")
+_OTHERS = tuple(b"\n\nevent: " + name for name in (b"content_block_st", b"message_", b"ping", b"error"))
+_LONG = 1024  # bytes: more than a few events, as a rule
 _DELTA = b"event: content_block_delta\ndata: {"
 _PASSED: FrozenSet[str] = frozenset(("content_block_start", "content_block_delta", "content_block_stop", "ping"))
 STOP = encode('{"type":"message_stop"}', "message_stop")
@@ -178,12 +179,27 @@ def _plain(block: bytes, unmarked: bool = False) -> int:
 def _clear(block: bytes) -> Tuple[int, int]:
     """Return how many bytes at the beginning of a block are deltas, and how many they are."""
     end = block.rfind(b"\n\n") + 2
-    for mark in _MARKS:
-        at = block.find(mark, 0, end)
-        if at >= 0:
-            end = block.rfind(b"\n\n", 0, at) + 2
     events = _plain(block[:end])
     return (end, events) if events else (0, 0)
+
+
+def _runs(block: bytes) -> Iterator[bytes]:
+    """Cut a block where deltas and other events follow each other."""
+    starts = [] if block.startswith(_DELTA) else [0]
+    for other in _OTHERS:
+        at = block.find(other)
+        while at >= 0:
+            starts.append(at + 2)
+            at = block.find(other, at + 2)
+    begun = end = 0  # of the events that are no deltas
+    for start in sorted(starts):
+        if start > end:
+            yield from (block[begun:end], block[end:start])
+            begun = start
+        end = block.find(b"\n\n", start) + 2
+        if end < 2:
+            end = len(block)
+    yield from (block[begun:end], block[end:])
 
 
 class MessageForwarding(Forwarding):
@@ -194,6 +210,17 @@ class MessageForwarding(Forwarding):
 
     def __init__(self, tokens: TokenUsage) -> None:
         super().__init__(1, True, tokens)
+
+    def feed(self, block: bytes) -> bytes:
+        """Return what a block completes; see `Forwarding`."""
+        if self._held or self._decodes or len(block) < _LONG:
+            return super().feed(block)
+        out: List[bytes] = []
+        for run in _runs(block):
+            out.append(super().feed(run) if run else b"")
+            if self.ended or self.failure is not None:
+                break
+        return b"".join(out)
 
     def finish(self) -> bytes:
         """Return the end mark."""

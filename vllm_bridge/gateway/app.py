@@ -8,6 +8,7 @@ from ..config.redaction import Redaction
 from ..config.settings import Key
 from ..errors import APIStatusError, BadRequestError, NotFoundError, UnsupportedOperationError
 from ..http1.head import ProtocolError
+from ..operations.calls import MESSAGES
 from ..provider import BaseOpenAIProvider
 from ..server.request import Answer, Request
 from ..server.wsgi import respond
@@ -149,6 +150,8 @@ class Gateway:
         except Exception as error:
             answer = self._errors.answer(entry, self._errors.ours(entry, error, request.stopping()))
         answer.fields[:0] = [("X-Request-Id", entry.id), *_SAFE]
+        if entry.operation in MESSAGES or "anthropic-version" in fields:
+            answer.fields.append(("Request-Id", entry.id))  # as Anthropic's clients look for it
         if "origin" in fields:
             self._cors.mark(answer, fields["origin"])
         return answer
