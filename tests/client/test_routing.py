@@ -73,10 +73,24 @@ def test_every_way_spreads_requests_by_weight(way):
 
 def test_idle_servers_take_turns():
     fleet = fleet_of(A, B)
-    for number in range(10):
-        _, prompt = send(fleet, chat("question %d" % number))
+    names = []
+    for number in range(20):
+        name, prompt = send(fleet, chat("question %d" % number))
         finish(fleet, prompt)
-    assert [rule.sent for rule in fleet.known["m"]] == [5, 5]
+        names.append(name)
+    assert names.count("a") == names.count("b") == 10
+
+
+def test_who_had_nothing_to_do_for_long_is_not_due_for_as_long():
+    fleet = fleet_of(A, B)
+    for number in range(1000):
+        finish(fleet, send(fleet, chat("%d" % number), exclude={B})[1])
+    names = []
+    for number in range(20):
+        name, prompt = send(fleet, chat("question %d" % number))
+        finish(fleet, prompt)
+        names.append(name)
+    assert 7 <= names.count("a") <= 13
 
 
 def test_a_conversation_stays_where_it_was_seen_until_that_server_has_too_much_to_do():

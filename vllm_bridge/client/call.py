@@ -226,7 +226,7 @@ class Caller:
         key = fleet.select(model, tried, options.key_id, options.key_name, prompt)
         if options.direct and model in fleet.bare:  # a gateway has taken off what it takes off
             raise fleet.nobody_has(model)
-        if fleet.resting and fleet.servers[key.url].sleeping:
+        if fleet.resting:
             models.wake(self, key, options)
         return key
 

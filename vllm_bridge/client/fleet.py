@@ -294,6 +294,8 @@ class Fleet(Directory):
     def _look(self, now: float) -> None:
         """See how the servers stand: what was slow is tried again, who is new gets more, who is silent is asked."""
         self._looked_at = now
+        for rule in self._rules:
+            rule.sent *= 0.5  # who had nothing to do for long is not due for as long
         for server in self.servers.values():
             server.slow += _CALMED * (1.0 - server.slow)
             if server.since is not None:

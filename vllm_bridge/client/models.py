@@ -110,8 +110,8 @@ def beside(caller: "Caller", options: Options) -> None:
     """Ask the servers that are to be asked, and do not wait for it."""
     fleet, options = caller.fleet, _limited(_without_caller(options), WITHIN)
     for key in _one_each(fleet):
-        server = fleet.servers[key.url]
-        if server in fleet.to_ask:
+        server = fleet.servers.get(key.url)
+        if server is not None and server in fleet.to_ask:
             fleet.to_ask.discard(server)
             try:
                 threading.Thread(target=_ask_one, args=(caller, key, options), daemon=True).start()
@@ -211,8 +211,10 @@ def _ask_one(caller: "Caller", key: Key, options: Options) -> Optional[BridgeErr
 
 
 def wake(caller: "Caller", key: Key, options: Options) -> None:
-    """Wake a server that sleeps, and wait until it is awake; whoever comes meanwhile waits too."""
-    fleet, server = caller.fleet, caller.fleet.servers[key.url]
+    """Wake a key's server if it sleeps, and wait until it is awake; whoever comes meanwhile waits too."""
+    fleet, server = caller.fleet, caller.fleet.servers.get(key.url)
+    if server is None or not server.sleeping:
+        return
     held = fleet.waking.acquire(timeout=-1 if options.timeout[1] is None else options.timeout[1])
     try:
         if server.sleeping:
