@@ -162,6 +162,21 @@ def test_requests_of_several_models_find_their_servers_under_load() -> None:
     assert results == [None] * len(results)
 
 
+def test_servers_that_cannot_be_reached_are_no_attempts() -> None:
+    with ExitStack() as stack:
+        servers = [EchoServer(models=("m",)) for _ in range(4)]
+        for server in servers:
+            server.start()
+        provider = stack.enter_context(VLLMProvider(*[server.url for server in servers], max_retries=0))
+        assert ask(provider)
+        provider.close()
+        for server in servers[:3]:
+            server.stop()
+        stack.callback(servers[3].stop)
+        assert {ask(provider, "hi %d" % number) for number in range(8)} == {
+            "You said: hi %d" % number for number in range(8)}
+
+
 # ---------------------------------------------------------------- one that is not well
 
 

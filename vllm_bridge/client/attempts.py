@@ -57,6 +57,9 @@ class Attempts:
         elif hung_up(error) and fleet.several:
             fleet.failed(key, error.message, since=since)
         other = not self._pinned and fleet.other_left(model, self.tried | self._working)
+        if other and fleet.several and never_sent(error):
+            self.tried |= self._working
+            return 0.0  # nobody has taken it, so this was no attempt
         # Beside a server that is down the one that answered says how long to wait.
         shown = error if other else self.failure(error)
         wait = shown.retry_after
