@@ -154,6 +154,18 @@ def test_a_field_without_a_schema_is_named():
         vllm.chat_completion(messages=MESSAGES, response_format=Odd)
 
 
+def test_a_type_that_cannot_be_found_is_named():
+    Lost = dataclasses.make_dataclass("Lost", [("of", "NoWhere")])
+    with VLLMProvider("http://127.0.0.1:1") as vllm, pytest.raises(BadRequestError, match="Lost: .*NoWhere"):
+        vllm.chat_completion(messages=MESSAGES, response_format=Lost)
+
+
+def test_an_answer_that_is_nested_deeply_is_an_error():
+    reply = asked("[" * 100_000 + "]" * 100_000, response_format=SCHEMA)[1]
+    with pytest.raises(ResponseDecodeError, match="response_format asks for"):
+        reply.parsed
+
+
 class Model:
     """What of pydantic 2 is used."""
 

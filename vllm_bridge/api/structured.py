@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type, Union, cast, get_args, get_origin, get_type_hints
 
 from ..errors import BadRequestError, ResponseDecodeError
+from ..nesting import loads
 from .schema import broken
 
 __all__ = ["parsed", "wire_format"]
@@ -64,7 +65,7 @@ def _read(text: str, wanted: Any) -> Any:
         return wanted.model_validate_json(text)
     if hasattr(wanted, "parse_raw"):  # pydantic 1
         return wanted.parse_raw(text)
-    value = json.loads(text)
+    value = loads(text)
     schema = wanted if isinstance(wanted, dict) else {} if wanted is None else _schema_of_type(wanted)
     problem = broken(schema, value)
     if problem is not None:
@@ -147,7 +148,11 @@ def _schema_of_class(given: Any, names: Dict[Any, str], definitions: Dict[str, S
 
 def _fields(given: Any) -> Tuple[Dict[str, Any], List[str], Dict[str, Schema]]:
     """Return the fields of a dataclass or TypedDict with their types, those that are required, and descriptions."""
-    hints = get_type_hints(given)
+    try:
+        hints = get_type_hints(given)
+    except NameError as error:  # written as strings, of classes within a function
+        problem = "response_format: %s: the type of a field cannot be found: %s" % (given.__name__, error)
+        raise BadRequestError(problem, param="response_format") from None
     if not hasattr(given, "__dataclass_fields__"):
         keys = getattr(given, "__required_keys__", hints if given.__total__ else ())  # not on Python 3.8
         return hints, [name for name in hints if name in keys], {}
