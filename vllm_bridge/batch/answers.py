@@ -3,7 +3,7 @@
 import json
 import re
 from array import array
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Sequence
 
 from ..errors import BridgeError
 from ..nesting import loads
@@ -15,10 +15,11 @@ __all__ = ["DUPLICATE", "Answered", "hex_hash", "line_of", "text_line"]
 DUPLICATE = "duplicate_custom_id"  # the code of the error of such a line
 
 _HEAD = re.compile(
-    rb'\{"id":"line-([0-9]{1,15})(?:-([0-9a-f]{16}))?","custom_id":(?:null|"((?:[^"\\]|\\.)*)"),'
+    rb'\{"id":"line-([0-9]{1,15})(?:-([0-9a-f]{16}))?","custom_id":(?:null|"([^"\\]*(?:\\.[^"\\]*)*)"),'
     rb'"response":(?:null|\{"status_code":([0-9]{3}))'
 )
 _PLAIN = re.compile(rb"[ !#-\[\]-~]*\Z")  # printable ASCII that a JSON string holds as it is
+_SUCCESS = ord("2")
 _FAR = 1000000  # lines that a number may be ahead of the greatest before it
 
 
@@ -106,17 +107,16 @@ class Answered:
         if match is None:
             return self._read_other(line, well)
         digits, text, key, status = match.groups()
-        failed = status is None or status[:1] != b"2"
-        if failed:
+        if key is not None:
+            known = hash(loads(b'"%b"' % key).encode("utf-8", "surrogatepass") if b"\\" in key else key) or 1
+        elif text is not None:
+            known = hex_hash(text)
+        else:
+            return False
+        if status is None or status[0] != _SUCCESS:
             if well:
                 return True
             self.failed += 1
-        if key is None:
-            if text is None:
-                return False
-            known = hex_hash(text)
-        else:
-            known = key_hash(loads(b'"%b"' % key).encode("utf-8", "surrogatepass") if b"\\" in key else key)
         self.lines += 1
         number, at = int(digits), self._at
         if number >= len(at):
@@ -144,6 +144,11 @@ class Answered:
     def at(self, number: int) -> int:
         """Return the hash of the line of that number, 0 if it is not answered."""
         return self._at[number] if number < len(self._at) else 0
+
+    def between(self, start: int, end: int) -> Sequence[int]:
+        """Return the hashes of the lines from one number on to before another."""
+        found = self._at[start:end]
+        return found + array("q", bytes(8 * (end - start - len(found))))
 
     def __contains__(self, known: int) -> bool:
         """Tell whether a line with that hash is answered, whatever its number."""

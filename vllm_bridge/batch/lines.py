@@ -4,11 +4,11 @@ import re
 from array import array
 from bisect import bisect_left
 from hashlib import blake2b
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Iterator, List, Optional, Sequence
 
 from ..nesting import loads
 
-__all__ = ["Hashes", "key_hash", "key_of", "line_blocks", "text_hash"]
+__all__ = ["Hashes", "key_hash", "key_of", "keys_of", "line_blocks", "text_hash"]
 
 _BLOCK = 256 * 1024
 _LONGEST = 100 * 1024 * 1024  # bytes of a line
@@ -75,6 +75,19 @@ def key_of(line: bytes) -> Optional[bytes]:
         return key.encode("utf-8") if isinstance(key, str) else None
     except (ValueError, RecursionError):
         return None
+
+
+def keys_of(lines: Sequence[Optional[bytes]]) -> Optional[List[bytes]]:
+    """Return the ``custom_id`` of each line where all begin with one; ``None`` where each has to be looked at."""
+    if None in lines:
+        return None
+    matches = list(map(_FIRST.match, lines))  # type: ignore[arg-type]
+    if None in matches:
+        return None
+    text = b"\n".join(lines)  # type: ignore[arg-type]
+    if text.count(_NAME) != len(lines) or _ESCAPE in text:
+        return None
+    return [match.group(1) for match in matches]  # type: ignore[union-attr]
 
 
 def key_hash(key: bytes) -> int:

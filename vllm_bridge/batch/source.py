@@ -4,16 +4,19 @@ import os
 import stat
 from array import array
 from collections import Counter
+from operator import eq
 from typing import Dict, Iterator, List, Optional, Set
 
 from ..errors import BadRequestError, ConfigError
 from .answers import DUPLICATE, Answered, hex_hash
-from .lines import Hashes, key_hash, key_of, line_blocks, text_hash
+from .lines import Hashes, key_hash, key_of, keys_of, line_blocks, text_hash
 from .request import Defaults, Request, invalid
 
 __all__ = ["FileSource"]
 
 _PARTS = 256  # that hashes are compared in
+_BITS = 0xFFFFFFFF
+_ANSWERED, _BLANK = 1, 2
 _LOOKED_AT = 1000  # lines whose model is looked at before anything is sent
 
 
@@ -134,33 +137,44 @@ class FileSource:
 
     def _survey(self) -> None:
         """Look through a file: how many lines, which are answered, and that no two have one ``custom_id``."""
-        number = blank = 0
-        done = bytearray()
-        parts = [array("q") for _ in range(_PARTS)]
-        at, text = self._answered.at, self._text
+        parts = [array("I") for _ in range(_PARTS)]  # 32 bits in one of 256 parts; what is alike there is compared
+        number = 0
+        done = self._done = bytearray()
         for lines in self._read():
-            for line in lines:
-                number += 1
-                key = None if line is None or text else key_of(line)
-                if key is not None:
-                    known = key_hash(key)
-                    parts[known % _PARTS].append(known)
-                    done.append(at(number) == known)
-                else:
-                    line = _stripped(line)
-                    if line is None:
-                        blank += 1
-                    done.append(line is None or self._is_answered(number, line, None, False))
-                if number <= _LOOKED_AT and not done[-1]:
-                    self._look(number, line, key)
-        self._done = done
-        self.total = number - blank
-        self.skipped = sum(done) - blank
+            keys = None if self._text else keys_of(lines)
+            if keys is not None:
+                hashes = list(map(key_hash, keys))
+                done.extend(map(eq, hashes, self._answered.between(number + 1, number + 1 + len(lines))))
+                for known in hashes:
+                    parts[known & 255].append(known >> 8 & _BITS)
+            else:
+                self._survey_lines(lines, number, parts)
+            for place, line in enumerate(lines[:max(0, _LOOKED_AT - number)]):
+                if not done[number + place]:
+                    self._look(number + place + 1, line, None)
+            number += len(lines)
+        self.total = number - done.count(_BLANK)
+        self.skipped = done.count(_ANSWERED)
         self._elsewhere = self.skipped < self._answered.lines
-        twice = {known for part in parts if len(set(part)) < len(part) for known, times in Counter(part).items()
-                 if times > 1}
+        twice = {
+            value << 8 | place for place, part in enumerate(parts) if len(set(part)) < len(part)
+            for value, times in Counter(part).items() if times > 1
+        }
         if twice:
             self._compare(twice)
+
+    def _survey_lines(self, lines: List[Optional[bytes]], number: int, parts: "List[array[int]]") -> None:
+        """Look through lines one by one."""
+        for line in lines:
+            number += 1
+            key = None if line is None or self._text else key_of(line)
+            if key is not None:
+                known = key_hash(key)
+                parts[known & 255].append(known >> 8 & _BITS)
+                self._done.append(self._answered.at(number) == known)
+                continue
+            line = _stripped(line)
+            self._done.append(_BLANK if line is None else self._is_answered(number, line, None, False))
 
     def _look(self, number: int, line: Optional[bytes], key: Optional[bytes]) -> None:
         """Note which model a line asks for."""
@@ -180,7 +194,7 @@ class FileSource:
             for line in lines:
                 number += 1
                 key = None if line is None else key_of(line)
-                if key is not None and key_hash(key) in twice:
+                if key is not None and key_hash(key) & (_BITS << 8 | 255) in twice:
                     if key in first:
                         raise ConfigError("%s: the lines %d and %d have one custom_id, %r; nothing was sent" % (
                             self.name, first[key], number, key.decode("utf-8")))
