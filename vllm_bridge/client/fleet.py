@@ -29,8 +29,9 @@ _BROKEN = 5  # failures in a row after which a server is avoided, if others answ
 _FILLED = 10.0  # seconds in which a server that is new gets its full share
 _GENTLY = 0.1  # of its share with which it begins
 _LOOK = 0.5  # seconds between two looks at how the servers stand
-_QUIET = 2.0  # seconds of silence after which a server that has work is asked whether it is there
-_ASKED = 5.0  # and between two such questions
+_QUIET = 1.0  # seconds of silence after which a server that has work is asked whether it is there
+_ASKED = 3.0  # and between two such questions
+_HEAVIEST = 4.0  # how much heavier work weighs at most where there is silence
 _TOLD = 8  # events of a stream that say how fast they come
 _PAUSE = 1.0  # seconds that clients are asked to wait where no server may be given another request
 _CALMED = 0.02  # of its slowness that a server loses with a look
@@ -298,11 +299,13 @@ class Fleet(Directory):
             rule.sent *= 0.5  # who had nothing to do for long is not due for as long
         for server in self.servers.values():
             server.slow += _CALMED * (1.0 - server.slow)
+            silence = now - server.heard if server.running else 0.0
+            server.strain = 1.0 + min(max(silence - _QUIET / 2, 0.0), _HEAVIEST - 1)
             if server.since is not None:
                 grown = (now - server.since) / _FILLED
-                server.strain = 1.0 if grown >= 1 else 1.0 / (_GENTLY + (1 - _GENTLY) * grown)
+                server.strain *= 1.0 if grown >= 1 else 1.0 / (_GENTLY + (1 - _GENTLY) * grown)
                 server.since = None if grown >= 1 else server.since
-            quiet = server.running and now - server.heard > _QUIET and now - server.asked_at > _ASKED
+            quiet = silence > _QUIET and now - server.asked_at > _ASKED
             if quiet or (server.sleeps and now - server.asked_at > _QUIET):
                 server.asked_at = now
                 self.to_ask.add(server)

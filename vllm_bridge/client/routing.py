@@ -39,7 +39,7 @@ class Load:
         self.answering = 0.0  # tokens of their answers
         self.slow = 1.0  # how long it takes, by how long the servers take on average
         self.idle = 1.0  # the same for one that has nothing to do: differences that say little do not count then
-        self.strain = 1.0  # above 1 while it is new: work weighs more
+        self.strain = 1.0  # above 1 while it is new, or silent: work weighs more
 
     def work(self) -> float:
         """Return the work there is, in tokens."""
