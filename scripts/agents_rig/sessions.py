@@ -61,6 +61,8 @@ AGENTS: List[Agent] = [
     Agent(
         "agents-sdk-python", (), ("openai-agents",), SDK, {}, ("{python}/python", str(PROGRAMS / "agents_sdk.py")), 6),
     Agent("agents-sdk-js", ("@openai/agents", "zod"), (), SDK, {}, ("node", "agents_sdk.mjs"), 6),
+    Agent("anthropic-sdk-js", ("@anthropic-ai/sdk",), (), {"ANTHROPIC_BASE_URL": "{gateway}"}, {},
+          ("node", "anthropic_sdk.mjs"), 4),
     Agent("ai-sdk", ("ai", "@ai-sdk/openai", "zod"), (), SDK, {}, ("node", "ai_sdk.mjs")),
 ]
 
