@@ -3,7 +3,7 @@
 from typing import Any, Dict, List, Optional, TypedDict, Union
 
 from vllm_bridge import APIStatusError, BridgeError, Cancellation, IncompleteStreamError, Record, Stream, Trace
-from vllm_bridge import VLLMProvider
+from vllm_bridge import VLLMProvider, audio, image
 from vllm_bridge.api.parameters import ChatCompletionRequest, ContentPart, Message, Tool
 from vllm_bridge.api.records import (
     ChatCompletion,
@@ -79,6 +79,7 @@ def conversation() -> None:
 def parts() -> None:
     picture: ContentPart = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     vllm.chat_completion(messages=[{"role": "user", "content": [{"type": "text", "text": "What is this?"}, picture]}])
+    vllm.chat_completion(messages=[{"role": "user", "content": [image("cat.png", detail="low"), audio("a.wav")]}])
 
 
 class Person(TypedDict):

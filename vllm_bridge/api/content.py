@@ -2,9 +2,12 @@
 
 import base64
 import os
-from typing import Any, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 from ..errors import BadRequestError
+
+if TYPE_CHECKING:
+    from .parameters import ContentPart
 
 __all__ = ["audio", "image"]
 
@@ -19,7 +22,7 @@ _SOUNDS = (
 )
 
 
-def image(source: Any, *, detail: Optional[str] = None) -> Dict[str, Any]:
+def image(source: Any, *, detail: Optional[str] = None) -> "ContentPart":
     """Return a message's part that shows an image: a path, bytes, a binary file, or a URL.
 
     >>> image("https://example.com/cat.png")
@@ -33,7 +36,7 @@ def image(source: Any, *, detail: Optional[str] = None) -> Dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url} if detail is None else {"url": url, "detail": detail}}
 
 
-def audio(source: Any, *, format: Optional[str] = None) -> Dict[str, Any]:
+def audio(source: Any, *, format: Optional[str] = None) -> "ContentPart":
     """Return a message's part that holds sound: a path, bytes, a binary file, or a URL.
 
     >>> audio(b"RIFF\\x24\\0\\0\\0WAVE")

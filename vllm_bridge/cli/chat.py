@@ -63,7 +63,7 @@ def _part(path: str) -> Wire:
         raise WrongUsage("-a %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
     kind = kind_of(data)
     if kind is not None:
-        return image(data) if kind == "image" else audio(data)
+        return dict(image(data) if kind == "image" else audio(data))
     try:
         return {"type": "text", "text": "%s:\n%s" % (os.path.basename(path), data.decode("utf-8-sig"))}
     except UnicodeDecodeError:
