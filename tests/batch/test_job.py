@@ -210,7 +210,12 @@ def test_a_model_that_nobody_has_is_said_once(place):
     (place.path / "in.jsonl").write_text(text)
     assert place.run() == 2
     assert place.said.err.count("no server has the model gpt-4o; there are: echo") == 1
-    assert not [request for request in place.server.requests if request.method == "POST"]
+    assert len([request for request in place.server.requests if request.method == "POST"]) == 1
+    assert place.server.requests[-1].json["max_tokens"] == 1 and place.found == []
+    with EchoServer(models=None) as generous:  # it lists one model, and has any
+        place.server, before = generous, place.server
+        assert place.run(out="all.jsonl") == 0 and "no server has" not in place.said.err
+        place.server = before
     place.given(line(0), text.splitlines()[1], text.splitlines()[2])
     assert place.run() == 1  # some have another one: they are answered
     assert place.said.err.count("no server has the model gpt-4o") == 1 and len(place.found) == 3
@@ -337,7 +342,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_twice(place):
 
 
 def test_progress_on_a_terminal(place, monkeypatch):
-    from vllm_bridge.batch.progress import Line, _thousands
+    from vllm_bridge.batch.progress import Line, _thousands, rate
     from vllm_bridge.batch.totals import span
 
     class Screen:
@@ -362,4 +367,5 @@ def test_progress_on_a_terminal(place, monkeypatch):
     shown = sys.stderr.shown
     monkeypatch.undo()
     assert re.search(r"\r5 of 5 \[#+\] 100 %, 0 failed, \S+ lines/s, \d+ \+ \d+ tokens/s, 0 s left", shown)
+    assert (rate(1834.5), rate(12.34), rate(0.1234)) == ("1,834", "12.3", "0.123")
     assert (_thousands(1234567), span(5), span(300), span(9000)) == ("1,234,567", "5 s", "5 min", "2.5 h")

@@ -7,16 +7,17 @@ import stat
 import threading
 import time
 from types import FrameType
-from typing import Any, Callable, List, NamedTuple, NoReturn, Optional, Set
+from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional
 
-from ..errors import AuthenticationError, BridgeError, ConfigError, PermissionDeniedError
+from ..errors import AuthenticationError, BridgeError, ConfigError, NotFoundError, PermissionDeniedError
 from ..provider import BaseOpenAIProvider
 from .answers import Answered, line_of, text_line
-from .asking import is_away, is_refusal
+from .asking import ask, is_away, is_refusal
 from .engine import Engine, Settings
 from .journal import Journal
 from .lines import line_blocks
 from .progress import Line, report, summary
+from .request import Request
 from .result import Result
 from .source import FileSource
 from .totals import span
@@ -141,7 +142,7 @@ class Job:
             _read_old(self._files.retry_failed, answered)
         return answered
 
-    def _model(self, asked: Set[Optional[str]]) -> Optional[str]:
+    def _model(self, asked: Dict[Optional[str], Request]) -> Optional[str]:
         """Return the model for lines that name none, once servers are there; raise if they have none of the others."""
         names = self._models()
         given = self._settings.defaults.model
@@ -152,13 +153,21 @@ class Job:
             if len(names) != 1:
                 raise ConfigError("lines name no model, and there are several: name one with --model: %s" % there)
             given = names[0]
-        lacking = sorted(name for name in asked if isinstance(name, str) and not _is_there(name, names))
+        unlisted = [name for name in asked if name is not None and not _is_there(name, names)]
+        lacking = sorted(name for name in unlisted[:_NAMES] if self._is_refused(asked[name]))
         for name in lacking:
             text = "no server has the model %s; there are: %s" % (name, there)
             if len(lacking) == len(asked):
                 raise ConfigError(text)
             self._note(text)
         return given
+
+    def _is_refused(self, request: Request) -> bool:
+        """Tell whether no server has the model of a request, by asking: some have more models than they list."""
+        if request.operation in ("chat_completion", "text_completion"):
+            request.body = {**request.body, "max_tokens": 1}
+        error = ask(self._provider.with_options(max_retries=0), [request])[0][2]
+        return isinstance(error, NotFoundError)
 
     def _models(self) -> Optional[List[str]]:
         """Return the names of the models, waiting for a server; ``None`` where servers do not tell."""

@@ -81,7 +81,7 @@ class Line:
             parts = ["%s of %s [%-*s] %d %%" % (
                 _thousands(done + self._before), _thousands(self._total), _BAR, bar, int(100 * share))]
         parts.append("%s failed" % _thousands(totals.failed))
-        parts.append("%.3g lines/s" % (done / seconds))
+        parts.append("%s lines/s" % rate(done / seconds))
         parts.append("%.0f + %.0f tokens/s" % (totals.prompt_tokens / seconds, totals.completion_tokens / seconds))
         if self._total and done:
             parts.append("%s left" % span(max(0, self._total - self._before - done) * seconds / done))
@@ -146,8 +146,8 @@ def summary(engine: Engine, before: int = 0) -> str:
     text = "%s answered, %s failed" % (_thousands(told["answered"]), _thousands(told["failed"]))
     if before:
         text += " (%s before)" % _thousands(before)
-    text += " in %s: %.3g lines/s, %s + %s tokens" % (
-        span(told["seconds"]), told["lines_per_second"], _thousands(told["tokens"]["prompt"]),
+    text += " in %s: %s lines/s, %s + %s tokens" % (
+        span(told["seconds"]), rate(told["lines_per_second"]), _thousands(told["tokens"]["prompt"]),
         _thousands(told["tokens"]["completion"]))
     if told["answered"]:
         text += "; an answer took %s (p50), %s (p90), %s (p99), %s at most" % tuple(
@@ -157,6 +157,11 @@ def summary(engine: Engine, before: int = 0) -> str:
     if told["errors"]:
         text += "; errors: %s" % ", ".join("%s: %d" % pair for pair in sorted(told["errors"].items()))
     return text
+
+
+def rate(value: float) -> str:
+    """Return a rate as people write it."""
+    return "{:,.0f}".format(value) if value >= 100 else "%.3g" % value
 
 
 def _thousands(count: int) -> str:

@@ -24,14 +24,14 @@ class FileSource:
     """The requests of a file, or of standard input without a `path`; raises `ConfigError` for what cannot be read.
 
     `skipped` counts the lines that had their answer, `total` all that a file has. `models` are those that the first
-    lines ask for, ``None`` among them if some name none.
+    lines ask for, each with the first line that does; ``None`` is among them if some name none.
     """
 
     def __init__(self, path: Optional[str], defaults: Defaults) -> None:
         self.name = "standard input" if path is None else path
         self.total: Optional[int] = None
         self.skipped = 0
-        self.models: Set[Optional[str]] = set()
+        self.models: Dict[Optional[str], Request] = {}
         self._defaults = defaults
         self._text = defaults.text
         self._file = 0 if path is None else _opened(path)
@@ -183,7 +183,9 @@ class FileSource:
             self._defaults.read(request)
         except BadRequestError:
             return  # which is told in its turn
-        self.models.add(request.body.get("model"))
+        model = request.body.get("model")
+        if model is None or isinstance(model, str):
+            self.models.setdefault(model, request)
 
     def _compare(self, twice: Set[int]) -> None:
         """Read those lines again whose hash is that of another one; raise `ConfigError` if it is the same id."""
