@@ -171,7 +171,8 @@ class Fleet(Directory):
         with self._lock:
             now = self.clock()
             if prompt is not None:
-                self._leave(prompt)
+                if prompt.rule is not None:
+                    self._leave(prompt)
                 if now - self._looked_at >= _LOOK:
                     self._look(now)
             if self.down or self.resting:

@@ -41,10 +41,6 @@ class Load:
         self.idle = 1.0  # the same for one that has nothing to do: differences that say little do not count then
         self.strain = 1.0  # above 1 while it is new, or silent: work weighs more
 
-    def work(self) -> float:
-        """Return the work there is, in tokens."""
-        return self.waiting + REQUEST * self.running + TOKEN * self.answering
-
 
 class Prompt:
     """A request as routing sees it: `marks` stand for the prompt up to the end of each message, `sizes` are theirs.
@@ -222,7 +218,8 @@ def enter(rule: "Rule", prompt: Prompt, now: float) -> None:
     """Count a request at a server."""
     load = rule.server
     prompt.rule, prompt.started, prompt.waits = rule, now, True
-    prompt.expected = max(LEAST, load.work() + prompt.unseen)
+    expected = load.waiting + REQUEST * load.running + TOKEN * load.answering + prompt.unseen
+    prompt.expected = expected if expected > LEAST else LEAST
     load.waiting += prompt.unseen
     load.running += 1
     load.answering += prompt.answer
