@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from typing import Iterator, List
 
 import pytest
@@ -86,3 +87,17 @@ def test_messages_as_json() -> None:
     entry = json.loads(line)
     assert (entry["level"], entry["message"]) == ("ERROR", "failed")
     assert "ValueError" in entry["traceback"] and entry["time"].endswith("Z")
+
+
+def test_lines_are_written_whole_for_other_workers_write_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: List[bytes] = []
+
+    def write(number: int, data: bytes) -> int:
+        written.append(data)
+        return len(data)
+
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "w") as stream:
+        monkeypatch.setattr(access_log.os, "write", write)
+        access_log.Output(stream).write("".join("%03d %s\n" % (number, "x" * 300) for number in range(40)))
+    assert len(written) > 2 and all(block.endswith(b"\n") and len(block) <= 4096 for block in written)

@@ -45,6 +45,7 @@ def check(provider: VLLMProvider, asked: argparse.Namespace, terminal: Terminal)
         report["models"].append(finding)
         if not asked.json:
             terminal.line(_sentence(finding))
+            terminal.flush()
     report["ok"] = bool(report["models"]) and all(finding["ok"] for finding in report["models"])
     if report["ok"] and not several:
         report["servers"] = look_at(provider)

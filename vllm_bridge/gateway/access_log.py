@@ -90,8 +90,9 @@ class Output:
         """Write as long as that blocks nobody; tell whether the reader took anything."""
         took = False
         while self._waiting and self._is_writable(0.0 if took else seconds):
-            try:
-                del self._waiting[:os.write(self._number, bytes(self._waiting[:_AT_ONCE]))]
+            block = bytes(self._waiting[:_AT_ONCE])
+            try:  # whole lines, for other workers write between two blocks
+                del self._waiting[:os.write(self._number, block[:block.rfind(b"\n") + 1] or block)]
             except OSError:  # nobody will ever read it
                 del self._waiting[:]
             took = True
