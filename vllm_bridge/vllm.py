@@ -194,10 +194,11 @@ class VLLMProvider(BaseOpenAIProvider):
 
     def _explained(self, operation: str, error: APIStatusError) -> BridgeError:
         """Say what a bare 404 means: the route is missing because no model of the server offers the operation."""
-        if not isinstance(error, NotFoundError) or error.payload != {"detail": "Not Found"}:
-            return error
-        if operation in ELSEWHERE:
+        missing = isinstance(error, NotFoundError) and error.payload == {"detail": "Not Found"}
+        if operation in ELSEWHERE and (missing or error.code == "unsupported_operation"):  # a gateway's word
             return UnsupportedOperationError("%s is not supported by %s provider" % (operation, self.name))
+        if not missing:
+            return error
         if operation == "responses" and self.config.native_responses == "auto":
             return error  # which goes over chat then
         method = "GET" if operation == "tokenizer_info" else "POST"

@@ -1,8 +1,10 @@
 """Any request: keys, retries, errors and routing as all operations have them; speech and images elsewhere."""
 
+import contextlib
 import json
 
 import pytest
+from faces import own
 from scripted import LAST_CHUNK, SSE_HEAD, Scripted, answer, chunk, nobody
 
 from vllm_bridge import (
@@ -15,6 +17,18 @@ from vllm_bridge import (
     UnsupportedOperationError,
     VLLMProvider,
 )
+from vllm_bridge.config.settings import ProviderConfig
+from vllm_bridge.echo import EchoServer
+from vllm_bridge.gateway import Gateway
+from vllm_bridge.gateway.settings import Settings
+
+
+@contextlib.contextmanager
+def gateway(server):
+    config = ProviderConfig.from_dict({"keys": [{"url": server.url}]}, environ={})
+    with own(Gateway(Settings(config))) as address:
+        yield address
+
 
 MISSING = answer({"detail": "Not Found"}, "404 Not Found")
 
@@ -116,6 +130,9 @@ def test_speech_and_images_where_a_server_has_them():
             with pytest.raises(UnsupportedOperationError, match="^speech is not supported by vllm provider$"):
                 vllm.speech(model="m", input="Hi")
             assert len(server.requests) == 3
+            with EchoServer() as echo, gateway(echo) as address, VLLMProvider("http://%s:%d" % address) as front:
+                with pytest.raises(UnsupportedOperationError):
+                    front.speech(model="echo", input="Hi")
             with pytest.raises(UnsupportedOperationError):
                 vllm.speech()
             with pytest.raises(UnsupportedOperationError):
