@@ -44,6 +44,7 @@ NEEDS: Dict[str, Tuple[str, ...]] = {
     "test_embed.py": ("embed",),
     "test_rerank.py": ("rerank",),
     "test_audio.py": ("whisper",),
+    "test_fleet.py": ("embed", "rerank"),
 }
 ROUTES = {"chat": "/v1/chat/completions", "embed": "/v1/embeddings", "whisper": "/v1/audio/transcriptions",
           "rerank": "/v1/rerank"}
