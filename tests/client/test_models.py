@@ -266,6 +266,17 @@ def test_a_server_that_does_not_answer_keeps_what_it_was_known_to_have():
                 text(provider, "b")
 
 
+def test_what_is_done_to_a_list_does_not_change_what_is_known():
+    with EchoServer(models=("a",)) as first, EchoServer(models=("b",)) as second:
+        with VLLMProvider(first.url, second.url, max_retries=0) as vllm:
+            for _ in range(2):
+                listed = vllm.list_models()
+                assert [model["id"] for model in listed["data"]] == ["a", "b"]
+                for model in listed["data"]:  # as the gateway puts a prefix before each
+                    model["id"] = "vllm/" + model["id"]
+                second.stop()  # it is listed by what is known of it
+
+
 def test_a_list_that_is_no_list_does_not_keep_a_server_from_being_used():
     page = answer(b"<html>hello</html>", content_type="text/html")
     odd = ["request", page, "request", answer(completion("good")), "again"]

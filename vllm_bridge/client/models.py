@@ -79,7 +79,8 @@ def states(caller: "Caller", options: Options) -> List[Dict[str, Any]]:
     found = []
     for position, key in enumerate(keys):
         server = fleet.servers.get(key.url) or Server(str(key.url))
-        known = None if server.models is None else _allowed(list(server.models.values()), key)
+        # Copies: what a caller does to its list is not what the server has.
+        known = None if server.models is None else _allowed([dict(model) for model in server.models.values()], key)
         state = fleet.state(server)
         error = answers[position] if position in answers else _no_answer(key, server if state == "away" else None)
         found.append({"key": key, "state": state, "models": known, "error": error})
