@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.request
 import wave
 from pathlib import Path
@@ -184,7 +185,9 @@ def test_python(
     before = set(threading.enumerate())
     if "Write a novel" in block.code:
         stage.many.script("!slow 0.05 !count 100000")
-    space: Dict[str, Any] = {"__name__": "example"}
+    module = types.ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", module)  # where Python 3.8 looks up the types of a dataclass
+    space = vars(module)
     code = compile(stage.placed(block.code), block.page, "exec")
     try:
         exec(code, space)
