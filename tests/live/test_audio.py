@@ -54,7 +54,10 @@ def test_the_reply_is_the_servers(whisper, name):
     assert raw.status == 200
     reply = whisper.vllm.transcription(model=whisper.model, file=("a.wav", SHORT, "audio/wav"), **FIELDS[name])
     assert reply.text == raw.json["text"]
-    assert list(differences(reply, raw.json)) == []
+    if whisper.kind == "gateway" and FIELDS[name].get("response_format") == "text":
+        assert reply == {"text": raw.json["text"]}  # plain text, as OpenAI answers; vLLM 0.32.0 sends JSON with usage
+    else:
+        assert list(differences(reply, raw.json)) == []
 
 
 def test_verbose(whisper):

@@ -77,7 +77,7 @@ def test_without_the_key(guarded_library, key):
 
 
 def test_the_gateway_with_a_wrong_upstream_key(guarded_gateway):
-    """Its client sees the 401 of the server, not one of its own."""
+    """Its client sees the status of the server, and that the key refused was not its own."""
     if guarded_gateway.server.key is None:
         pytest.skip("this server has no key")
     server = guarded_gateway.server
@@ -85,7 +85,8 @@ def test_the_gateway_with_a_wrong_upstream_key(guarded_gateway):
     try:
         raw = ask(front, "POST", PATH, dict(CHAT["plain"], model=front.model))
         assert raw.status == 401
-        assert "Unauthorized" in raw.json["error"]["message"]
+        assert raw.json["error"]["code"] == "upstream_authentication_error"
+        assert "gateway's own key" in raw.json["error"]["message"]
     finally:
         process.terminate()
         process.wait(timeout=30)
